@@ -1,0 +1,52 @@
+"""Right-sized LoRA fine-tuning for the Hugging Face stack.
+
+    from hf_lora_ext import preset
+
+Importing this package, and `preset("7B")`, loads neither torch nor numpy; the names below that need them
+are loaded at first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from .cards import render_card
+from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
+from .facts import Facts
+from .hardware import Hardware
+from .presets import Preset, preset
+from .recipe import Recipe, load_recipe
+from .sizes import ModelShape
+
+if TYPE_CHECKING:
+    from .callbacks import FactsCallback
+    from .runner import RunResult, run_recipe
+
+__all__ = [
+    "AdapterError",
+    "ConfigError",
+    "Facts",
+    "FactsCallback",
+    "Hardware",
+    "LoraExtError",
+    "ModelShape",
+    "Preset",
+    "Recipe",
+    "ResumeError",
+    "RunResult",
+    "load_recipe",
+    "preset",
+    "render_card",
+    "run_recipe",
+]
+
+_LAZY: Final = {"FactsCallback": "callbacks", "RunResult": "runner", "run_recipe": "runner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

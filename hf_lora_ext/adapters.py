@@ -1,0 +1,73 @@
+"""The one seam to PEFT's internals: what an adapter in memory is, as plain values."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import AdapterError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+__all__ = ["adapter_bytes", "describe_adapter", "describe_quantization"]
+
+
+def describe_adapter(model: PeftModel) -> dict[str, Any]:
+    """Return the active adapter's kind, size and whole configuration as JSON-ready values.
+
+    Raises:
+        AdapterError: If the model carries no PEFT adapter.
+    """
+    name = getattr(model, "active_adapter", None)
+    configs = getattr(model, "peft_config", None)
+    if not configs or name not in configs:
+        raise AdapterError(f"{type(model).__name__} carries no PEFT adapter; wrap it with peft.get_peft_model first")
+    config = _plain(configs[name].to_dict())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    summary = {
+        "kind": config.get("peft_type"),
+        "task_type": config.get("task_type"),
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "dropout": config.get("lora_dropout"),
+        "targets": config.get("target_modules"),
+        "trainable_parameters": trainable,
+    }
+    known = {key: value for key, value in summary.items() if value is not None}
+    return known | {"config": {key: value for key, value in config.items() if key != "base_model_name_or_path"}}
+
+
+def describe_quantization(model: PeftModel) -> dict[str, Any]:
+    """Return how the base was quantised, or nothing."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return {}
+    plain = _plain(config if isinstance(config, dict) else config.to_dict())
+    return {key: value for key, value in plain.items() if value not in (None, [], False) and not key.startswith("_")}
+
+
+def adapter_bytes(folder: Path) -> int:
+    """Return the size of a saved adapter's weights in bytes.
+
+    Raises:
+        AdapterError: If the folder holds no adapter weights.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise AdapterError(f"{folder.name} holds no adapter_model.safetensors; save the adapter there first")
+    return weights.stat().st_size
+
+
+def _plain(value: Any) -> Any:
+    """Turn PEFT's enums, sets and dtypes into values that JSON takes."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):  # PeftType, TaskType
+        return value.value
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

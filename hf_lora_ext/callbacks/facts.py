@@ -1,0 +1,222 @@
+"""FactsCallback: gathers what is known of a run while it trains, into `facts.json`.
+
+Its memory across a resume is a small file inside each checkpoint, since the Trainer by default forgets
+callback state.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from transformers import TrainerCallback
+
+from ..adapters import describe_adapter, describe_quantization
+from ..data import describe_dataset
+from ..errors import ResumeError
+from ..facts import BaseModelFacts, DataFacts, Facts, redact, write_text_atomically
+from ..machine import describe_hardware, peak_memory, software_versions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["FactsCallback"]
+
+PROGRESS_FILE: Final = "facts_progress.json"
+
+
+class FactsCallback(TrainerCallback):
+    """Write `facts.json` when training ends: model, data, every hyperparameter, versions, hardware, losses.
+
+    A trainer shows its callbacks only token columns, so the dataset is handed over here; without one, the
+    facts have no data section.
+
+    Example::
+
+        trainer = SFTTrainer(..., callbacks=[FactsCallback(dataset=train, name="me/my-data")])
+
+    Args:
+        dataset: The training examples, in prompt-completion, messages or text form.
+        eval_dataset: The held-out examples, likewise.
+        name: What the data is called in the facts and on the card.
+        path: File to write; `facts.json` in the trainer's output folder by default.
+        data: Facts of the data, where they are known already; then `dataset` is not needed.
+        base_model: Facts of the base model, where more is known than the loaded model tells.
+        recipe: The recipe as YAML text.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        *,
+        name: str = "unnamed data",
+        path: str | Path | None = None,
+        data: DataFacts | None = None,
+        base_model: BaseModelFacts | None = None,
+        recipe: str | None = None,
+    ) -> None:
+        if data is None and dataset is not None:
+            data = describe_dataset(dataset, eval_dataset, name)
+        self.data = data
+        self.path = None if path is None else Path(path)
+        self.base_model = base_model
+        self.recipe = recipe
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock, or take it up where the checkpoint left it."""
+        self.clock_ = time.monotonic()
+        self.seconds_before_ = 0.0
+        self.started_ = datetime.now(UTC).isoformat(timespec="seconds")
+        if state.global_step:
+            self._recall(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def _recall(self, checkpoint: Path) -> None:
+        file = checkpoint / PROGRESS_FILE
+        if not file.is_file():
+            return
+        progress = json.loads(file.read_text(encoding="utf8"))
+        seen = self.data.fingerprint if self.data else None
+        if progress["train_fingerprint"] != seen:
+            raise ResumeError(
+                f"the training data changed since {checkpoint.name} was written (fingerprint {seen}, "
+                f"then {progress['train_fingerprint']}); restore the data, or train into a new folder"
+            )
+        self.seconds_before_ = progress["train_seconds"]
+        self.started_ = progress["started"]
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave the clock and the data's fingerprint in the checkpoint."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not state.is_world_process_zero or not checkpoint.is_dir():
+            return
+        progress = {
+            "started": self.started_,
+            "train_seconds": self._train_seconds(),
+            "train_fingerprint": self.data.fingerprint if self.data else None,
+        }
+        write_text_atomically(checkpoint / PROGRESS_FILE, json.dumps(progress))
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Write the facts."""
+        if not state.is_world_process_zero:
+            return
+        facts = self._gather(args, state, model)
+        path = self.path or Path(args.output_dir) / "facts.json"
+        private = [str(folder) for folder in (Path.home(), Path.cwd(), path.parent.absolute())]
+        clean = Facts.from_dict(redact(facts.to_dict(), private))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, clean.to_json())
+
+    def _gather(self, args: TrainingArguments, state: TrainerState, model: Any) -> Facts:
+        history = loss_history(state.log_history)
+        run = {
+            "started": self.started_,
+            "train_seconds": round(self._train_seconds(), 1),
+            "steps": state.global_step,
+            "planned_steps": state.max_steps,
+            "epochs": round(state.epoch, 3) if state.epoch is not None else None,
+            "tokens": _last_logged(state.log_history, "num_tokens"),
+            "peak_memory": peak_memory(),
+        }
+        return Facts(
+            base_model=self.base_model or _base_of(model),
+            data=self.data,
+            adapter=describe_adapter(model) if hasattr(model, "peft_config") else {},
+            hyperparameters=hyperparameters(args),
+            quantization=describe_quantization(model),
+            run={key: value for key, value in run.items() if value is not None},
+            loss_history=history,
+            evaluation=_evaluation(state.log_history),
+            environment={"versions": software_versions(), "hardware": describe_hardware()},
+            recipe=self.recipe,
+        )
+
+    def _train_seconds(self) -> float:
+        return self.seconds_before_ + time.monotonic() - self.clock_
+
+
+def loss_history(log: list[dict[str, Any]]) -> tuple[dict[str, float], ...]:
+    """Return the losses in a trainer's log, one row per step and kind; a repeated row counts once, the later."""
+    rows: dict[tuple[float, str], dict[str, float]] = {}
+    for entry in log:
+        for key in ("loss", "eval_loss"):
+            if key in entry:
+                rows[entry["step"], key] = {"step": entry["step"], key: round(float(entry[key]), 6)}
+    return tuple(rows[key] for key in sorted(rows))
+
+
+_METRICS: Final = {"eval_loss": "loss", "eval_mean_token_accuracy": "token accuracy"}
+
+
+def _evaluation(log: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the held-out metrics at step 0, where the adapter is still the base, and at the last evaluation."""
+    evaluated = [entry for entry in log if "eval_loss" in entry]
+    if not evaluated:
+        return {}
+    measured = {"adapter": evaluated[-1]} | ({"base": evaluated[0]} if evaluated[0]["step"] == 0 else {})
+    return {
+        who: {name: round(float(entry[key]), 6) for key, name in _METRICS.items() if key in entry}
+        for who, entry in measured.items()
+    }
+
+
+def _last_logged(log: list[dict[str, Any]], key: str) -> int | None:
+    return next((int(entry[key]) for entry in reversed(log) if key in entry), None)
+
+
+def _base_of(model: Any) -> BaseModelFacts | None:
+    """Return what the loaded model tells of its base."""
+    name = getattr(model.config, "_name_or_path", None)
+    if not name:
+        return None
+    revision = getattr(model.config, "_commit_hash", None)
+    is_local = Path(name).exists()
+    return BaseModelFacts(
+        name=Path(name).resolve().name if is_local else name,
+        on_hub=not is_local and revision is not None,
+        revision=None if is_local else revision,
+    )
+
+
+_NOT_HYPERPARAMETERS: Final = (
+    "output_dir", "do_", "debug", "disable_tqdm", "eval_do_concat", "hub_", "include_", "jit", "local_rank",
+    "log_", "logging_", "model_init_kwargs", "prediction_loss_only", "project", "push_", "report_to", "resume_",
+    "restore_", "run_name", "save_", "skip_", "trackio", "use_cpu", "dataloader_", "ddp_", "deepspeed", "fsdp",
+    "accelerator_config", "parallelism_config", "enable_jit", "eval_on_start", "eval_delay", "eval_accumulation",
+    "gradient_checkpointing", "batch_eval", "eval_use_gather", "logging", "trust_remote_code", "dataset_num_proc",
+    "torch_empty_cache", "overwrite",
+)  # fmt: skip
+
+
+def hyperparameters(args: TrainingArguments) -> dict[str, Any]:
+    """Return the training arguments that shape the result; paths, tokens and reporting are left out."""
+    found: dict[str, Any] = {}
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if field.name.startswith(_NOT_HYPERPARAMETERS) or field.name.endswith("_token"):
+            continue
+        if isinstance(value, Enum):
+            value = value.value
+        if isinstance(value, Mapping):
+            value = {str(k): v for k, v in value.items() if isinstance(v, (str, int, float, bool))} or None
+        if isinstance(value, (str, int, float, bool, dict)) and value != "":
+            found[field.name] = value
+    return dict(sorted(found.items()))

@@ -1,0 +1,72 @@
+"""The adapter's model card, rendered from facts alone.
+
+What is unknown has no section: there are no placeholders. The template is `model_cards/adapter.md.jinja`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .facts import Facts
+from .resources import shipped_folder
+
+__all__ = ["card_metadata", "render_card"]
+
+
+def card_metadata(facts: Facts) -> dict[str, Any]:
+    """Return the card's metadata block, in the Hub's keys; only what the facts know."""
+    base = facts.base_model
+    metadata: dict[str, Any] = {
+        "library_name": "peft",
+        "pipeline_tag": "text-generation" if facts.adapter.get("task_type") == "CAUSAL_LM" else None,
+        "license": base.license if base else None,
+        "base_model": base.name if base and base.on_hub else None,
+        "base_model_relation": "adapter" if base and base.on_hub else None,
+        "tags": ["hf_lora_ext", "lora", *(["qlora"] if facts.quantization else [])],
+    }
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+def render_card(facts: Facts | Mapping[str, Any]) -> str:
+    """Return the README.md text of an adapter.
+
+    Args:
+        facts: The run's facts, as `Facts` or as read from `facts.json`.
+
+    Raises:
+        ConfigError: If a mapping holds no facts of this schema.
+    """
+    import yaml
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    known = facts if isinstance(facts, Facts) else Facts.from_dict(facts)
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters |= {"cell": _cell, "fence": _fence, "number": _number}
+    template = (shipped_folder("model_cards") / "adapter.md.jinja").read_text(encoding="utf8")
+    metadata = yaml.safe_dump(card_metadata(known), sort_keys=False, allow_unicode=True)
+    return environment.from_string(template).render(metadata=metadata, facts=known)
+
+
+def _cell(value: Any) -> str:
+    """Make a value safe inside one cell of a Markdown table."""
+    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").strip()
+
+
+def _fence(text: str, language: str = "") -> str:
+    """Return a fenced code block that the text cannot close."""
+    ticks = "```"
+    while ticks in text:
+        ticks += "`"
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+
+
+def _number(value: float) -> str:
+    """Write a number with a thousands separator, or to four significant digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,61 @@
+"""The `hf-lora` command: one file a verb, each loaded only when it is called.
+
+Exit codes: 0 done; 2 something given was wrong, said in one message; 130 interrupted; 1 a bug, with its traceback.
+"""
+
+import sys
+from importlib import import_module
+from typing import Final
+
+import click
+
+__all__ = ["main"]
+
+VERBS: Final = {"train": "Train the LoRA adapter that a recipe describes."}
+"""Verb → the first line of its help, so that `hf-lora --help` loads no verb."""
+
+
+class _Verbs(click.Group):
+    """A group whose commands are modules of this package."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command: click.Command = import_module(f".{name}", __name__).command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: hf-lora train recipes/quickstart.yaml",
+)
+@click.version_option(package_name="hf_lora_ext", prog_name="hf-lora")
+def _group() -> None:
+    """Fine-tune with LoRA, right-sized."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    from ..errors import LoraExtError
+
+    try:
+        _group.main(args=arguments, prog_name="hf-lora", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except LoraExtError as error:
+        click.echo(f"hf-lora: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("hf-lora: interrupted; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)

@@ -1,0 +1,41 @@
+"""The errors this package raises on purpose.
+
+A message says what was found, what was needed, and how to fix it::
+
+    LoraExtError
+    ├── ConfigError   (ValueError)    a recipe, preset or argument that cannot be right
+    ├── AdapterError  (RuntimeError)  an adapter on disk or in memory that cannot be used
+    └── ResumeError   (RuntimeError)  a run folder that cannot be continued
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["AdapterError", "ConfigError", "LoraExtError", "ResumeError", "nearest"]
+
+
+class LoraExtError(Exception):
+    """Base of every error that `hf_lora_ext` raises on purpose."""
+
+
+class ConfigError(LoraExtError, ValueError):
+    """A recipe, preset or argument that cannot be right."""
+
+
+class AdapterError(LoraExtError, RuntimeError):
+    """An adapter, on disk or in memory, that cannot be used."""
+
+
+class ResumeError(LoraExtError, RuntimeError):
+    """A run folder that cannot be continued."""
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """Return a hint that names the valid word closest to `wrong`, or all of them when none is close.
+
+    >>> nearest("learning_rat", ["learning_rate", "seed"])
+    'did you mean `learning_rate`?'
+    """
+    words = sorted(valid)
+    close = get_close_matches(wrong.lower(), words, n=1, cutoff=0.6)
+    return f"did you mean `{close[0]}`?" if close else "valid: " + ", ".join(words)

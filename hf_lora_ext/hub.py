@@ -1,0 +1,142 @@
+"""The one seam to the Hugging Face Hub: every network call of the package is here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import ConfigError
+
+__all__ = ["HubModel", "cache_folder", "cached_model_folder", "find_model", "model_config"]
+
+PATIENCE_SECONDS: Final = 10.0
+"""How long one look-up may take; the client's own downloads retry for about 25 s when there is no network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubModel:
+    """A model repository as the Hub describes it."""
+
+    name: str
+    """Repository id."""
+    revision: str
+    """Commit."""
+    license: str | None
+    """Licence identifier from the card."""
+
+
+def find_model(name: str, revision: str | None = None) -> HubModel | None:
+    """Return what the Hub knows of a model, or None when the Hub is out of reach.
+
+    Raises:
+        ConfigError: If the Hub answers that there is no such model or revision, or no access to it.
+    """
+    from huggingface_hub import HfApi, errors
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
+    except errors.HFValidationError as error:
+        raise ConfigError(f"model {name!r} is neither a folder here nor a Hub id such as owner/name") from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigError(f"model {name} has no revision {revision!r} on the Hub; see its list of commits") from error
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"model {name} is gated; accept its terms on its Hub page and log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"model {name} is not on the Hub, or is private; check the spelling, or log in with `hf auth login`"
+        ) from error
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):
+        return None
+    except Exception as error:
+        if _is_network_failure(error):
+            return None
+        raise
+    if info.sha is None:
+        raise ConfigError(f"the Hub names no commit for {name}; it has no files yet")
+    card = info.card_data
+    return HubModel(name=info.id, revision=info.sha, license=card.license if card else None)
+
+
+def _is_network_failure(error: Exception) -> bool:
+    """Tell a transport failure of the client's HTTP library, whichever it is, from a bug."""
+    return any(parent.__name__ in {"TransportError", "RequestException"} for parent in type(error).__mro__)
+
+
+def model_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
+    """Return a Hub model's `config.json`, from the cache or by download, or None when it cannot be had.
+
+    Raises:
+        ConfigError: If the Hub answers that there is no such model.
+    """
+    from huggingface_hub import errors, hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return _read_config(Path(cached))
+    model = find_model(name, revision)
+    if model is None:
+        return None
+    try:
+        return _read_config(Path(hf_hub_download(name, "config.json", revision=model.revision)))
+    except (errors.EntryNotFoundError, errors.GatedRepoError):
+        return None
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    config = json.loads(file.read_text(encoding="utf8"))
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} holds no JSON object, so it is no model config")
+    return config
+
+
+def cached_model_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a wholly downloaded model in the Hub's cache, or None."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        return None
+    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    return folder if has_weights and (folder / "config.json").is_file() else None
+
+
+def cache_folder() -> Path:
+    """Return this package's folder beside the Hub's cache (`HF_HOME`)."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "hf_lora_ext"
+
+
+def load_hub_dataset(name: str, split: str, revision: str | None = None) -> tuple[Any, str | None]:
+    """Return a split of a Hub dataset (cached or downloaded) and its commit, where that is known.
+
+    Raises:
+        ConfigError: If there is no such dataset, split or revision, or the Hub is out of reach.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi, errors
+
+    known = "give a .jsonl, .csv or .parquet file, `builtin:python-docstrings`, or a Hub dataset id"
+    try:
+        commit = HfApi().dataset_info(name, revision=revision, timeout=PATIENCE_SECONDS).sha
+    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise ConfigError(
+            f"data {name!r}{at} is not a file here nor a dataset on the Hub you may read; {known}"
+        ) from error
+    except Exception as error:
+        if not isinstance(
+            error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError)
+        ) and not _is_network_failure(error):
+            raise
+        commit = None
+    try:
+        return load_dataset(name, split=split, revision=commit or revision), commit
+    except ValueError as error:
+        raise ConfigError(f"data {name}: {str(error).splitlines()[0]}; set data.split") from error
+    except (DatasetNotFoundError, ConnectionError, OSError) as error:
+        raise ConfigError(f"data {name!r} is not a file here, and the Hub is out of reach; {known}") from error

@@ -1,0 +1,160 @@
+"""What this machine is: its accelerator, library versions, peak memory and free disk.
+
+Nothing here loads torch by itself, so that `preset("7B")` stays instant: NVIDIA cards are found through NVML.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from .hardware import Hardware
+
+__all__ = ["find_hardware", "free_disk_bytes", "peak_memory", "software_versions"]
+
+LIBRARIES: Final = (
+    "hf_lora_ext",
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "huggingface_hub",
+)
+
+
+def find_hardware() -> Hardware:
+    """Return the hardware found here; torch is asked only when something else has loaded it already."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "cuda"):
+        return _hardware_by_torch(torch)
+    return _hardware_by_nvml() or _apple_hardware() or Hardware(kind="cpu")
+
+
+def _hardware_by_torch(torch: Any) -> Hardware:
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        return Hardware(
+            kind="cuda",
+            devices=torch.cuda.device_count(),
+            memory_gib=round(card.total_memory / 2**30, 1),
+            has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
+            name=card.name,
+        )
+    if torch.backends.mps.is_available():
+        return _apple()
+    return Hardware(kind="cpu")
+
+
+def _hardware_by_nvml() -> Hardware | None:
+    """Ask the NVIDIA driver; None where there is no driver or no visible card."""
+    import pynvml
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in {"", "-1"}:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        visible = _visible_cards(pynvml.nvmlDeviceGetCount())
+        if not visible:
+            return None
+        card = pynvml.nvmlDeviceGetHandleByIndex(visible[0])
+        return Hardware(
+            kind="cuda",
+            devices=len(visible),
+            memory_gib=round(pynvml.nvmlDeviceGetMemoryInfo(card).total / 2**30, 1),
+            has_bfloat16=pynvml.nvmlDeviceGetCudaComputeCapability(card)[0] >= 8,
+            name=pynvml.nvmlDeviceGetName(card),
+        )
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible_cards(count: int) -> list[int]:
+    """Return the indices that CUDA_VISIBLE_DEVICES leaves; UUIDs are not resolved and count as the first cards."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return list(range(count))
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if all(name.isdigit() for name in names):
+        return [int(name) for name in names if int(name) < count]
+    return list(range(min(len(names), count)))
+
+
+def _apple_hardware() -> Hardware | None:
+    return _apple() if sys.platform == "darwin" and platform.machine() == "arm64" else None
+
+
+def _apple() -> Hardware:
+    return Hardware(kind="mps", name="Apple GPU")
+
+
+def software_versions() -> dict[str, str]:
+    """Return the version of Python and of each library of the stack that is installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Return the device that computes and its host, without names that identify the machine."""
+    import psutil
+
+    hardware = find_hardware()
+    return {
+        "device": hardware.name if hardware.kind != "cpu" else _cpu_name(),
+        "kind": hardware.kind,
+        "devices": hardware.devices,
+        "device_memory_gib": hardware.memory_gib,
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "host_memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        return platform.processor() or "CPU"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
+
+
+def peak_memory() -> dict[str, float]:
+    """Return peak memory in GiB so far: of this process, and of the GPU where there is one."""
+    import psutil
+
+    if sys.platform == "win32":
+        peak_bytes = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks = {"process_gib": round(peak_bytes / 2**30, 2)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peaks["gpu_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        peaks["gpu_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    return peaks
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Return the free bytes on the disk that holds `folder`, which need not exist yet."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free

@@ -1,0 +1,319 @@
+"""Recipes: a training run as choices in YAML, checked strictly and completely before anything is spent.
+
+`load_recipe` reads a file and `key=value` overrides; `validate` returns every problem at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import ConfigError, nearest
+from .presets import METHODS, LoraWishes, Method
+
+__all__ = [
+    "DataChoice",
+    "Recipe",
+    "apply_overrides",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "validate",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataChoice:
+    """Where the examples come from and how they are split."""
+
+    source: str
+    """A local .jsonl, .json, .csv or .parquet file, `builtin:NAME`, or a Hub dataset id."""
+    eval_source: str | None = None
+    """Held-out examples, in the same forms; without it they are split off the source."""
+    split: str = "train"
+    """Split of a Hub dataset."""
+    revision: str | None = None
+    """Revision of a Hub dataset."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our column → theirs, e.g. `prompt: question`."""
+    group_by: str | None = None
+    """Column whose values stay together on one side of the split."""
+    eval_fraction: float = 0.1
+    """Share of the examples (or groups) held out, chosen by a hash of their content."""
+    train_examples: int | None = None
+    """Use at most this many training examples."""
+    eval_examples: int | None = None
+    """Use at most this many held-out examples."""
+    max_characters: int | None = None
+    """Leave out examples with more characters than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole training run, as choices."""
+
+    model: str
+    """Hub id or local folder of the base model."""
+    output_dir: str
+    """Run folder: adapter, facts, card, plots and checkpoints."""
+    data: DataChoice
+    """The examples."""
+    revision: str | None = None
+    """Revision of the base model on the Hub."""
+    method: Method = "lora"
+    """`lora`, or `qlora` for a 4-bit base."""
+    rank: int | None = None
+    """Overrides the preset's rank."""
+    alpha: int | None = None
+    """Overrides the preset's alpha."""
+    dropout: float | None = None
+    """Overrides the preset's adapter dropout."""
+    targets: str | tuple[str, ...] | None = None
+    """Overrides the preset's adapted modules."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """SFTConfig fields that replace the preset's."""
+    samples: int = 3
+    """Held-out examples answered by base and adapter at the end."""
+    seed: int = 0
+    """Seed of initialisation, data order and dropout."""
+
+    @property
+    def wishes(self) -> LoraWishes:
+        """What the recipe fixes of the adapter."""
+        return LoraWishes(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a key's value must be."""
+
+    accepts: Callable[[Any], bool]
+    need: str
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any, least: float, below: float = float("inf")) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < below
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) and v for v in value)
+
+
+def _one_of(*words: str) -> _Rule:
+    return _Rule(lambda v: v in words, " or ".join(words))
+
+
+_TEXT: Final = _Rule(lambda v: isinstance(v, str) and bool(v.strip()), "some text")
+_SWITCH: Final = _Rule(lambda v: isinstance(v, bool), "true or false")
+_FROM_1: Final = _Rule(lambda v: _is_whole(v, 1), "a whole number from 1")
+_FROM_0: Final = _Rule(lambda v: _is_whole(v, 0), "a whole number from 0")
+_POSITIVE: Final = _Rule(lambda v: _is_number(v, 0) and v > 0, "a number above 0")
+_NOT_NEGATIVE: Final = _Rule(lambda v: _is_number(v, 0), "a number from 0")
+_FRACTION: Final = _Rule(lambda v: _is_number(v, 0, 1), "a number from 0 up to, not including, 1")
+
+_RECIPE_RULES: Final = {
+    "model": _TEXT,
+    "output_dir": _TEXT,
+    "data": _Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
+    "revision": _TEXT,
+    "method": _one_of(*METHODS),
+    "rank": _FROM_1,
+    "alpha": _FROM_1,
+    "dropout": _FRACTION,
+    "targets": _Rule(
+        lambda v: (isinstance(v, str) and bool(v)) or _is_names(v), "all-linear or a list of module names"
+    ),
+    "training": _Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
+    "samples": _FROM_0,
+    "seed": _FROM_0,
+}
+_DATA_RULES: Final = {
+    "source": _TEXT,
+    "eval_source": _TEXT,
+    "split": _TEXT,
+    "revision": _TEXT,
+    "columns": _Rule(
+        lambda v: (
+            isinstance(v, Mapping)
+            and set(v) <= {"prompt", "completion", "messages", "text"}
+            and _is_names([*v.values(), "x"])
+        ),
+        "a mapping from prompt, completion, messages or text to a column of yours",
+    ),
+    "group_by": _TEXT,
+    "eval_fraction": _FRACTION,
+    "train_examples": _FROM_1,
+    "eval_examples": _FROM_1,
+    "max_characters": _FROM_1,
+}
+TRAINING_RULES: Final = {
+    "activation_checkpointing": _SWITCH,
+    "assistant_only_loss": _SWITCH,
+    "bf16": _SWITCH,
+    "completion_only_loss": _SWITCH,
+    "dataloader_num_workers": _FROM_0,
+    "eval_steps": _FROM_1,
+    "fp16": _SWITCH,
+    "gradient_accumulation_steps": _FROM_1,
+    "learning_rate": _POSITIVE,
+    "logging_steps": _FROM_1,
+    "lr_scheduler_type": _TEXT,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "max_length": _FROM_1,
+    "max_steps": _FROM_1,
+    "neftune_noise_alpha": _POSITIVE,
+    "num_train_epochs": _POSITIVE,
+    "optim": _TEXT,
+    "packing": _SWITCH,
+    "per_device_eval_batch_size": _FROM_1,
+    "per_device_train_batch_size": _FROM_1,
+    "save_steps": _FROM_1,
+    "save_total_limit": _FROM_1,
+    "use_cpu": _SWITCH,
+    "warmup_steps": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+}
+"""SFTConfig fields that a recipe may set, by the names that transformers and TRL give them."""
+
+
+def validate(raw: Mapping[str, Any]) -> list[str]:
+    """Return every problem of a raw recipe, one line each; empty when it is right."""
+    problems = _problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
+    data, training = raw.get("data"), raw.get("training")
+    if isinstance(data, Mapping):
+        problems += _problems(data, _DATA_RULES, required=("source",), prefix="data.")
+        if data.get("eval_source") and "eval_fraction" in data:
+            problems.append("data.eval_source and data.eval_fraction exclude each other; remove one")
+        if not data.get("eval_source") and data.get("eval_fraction") == 0:
+            problems.append("data.eval_fraction: found 0 without eval_source; a held-out set is needed, e.g. 0.1")
+    if isinstance(training, Mapping):
+        problems += _problems(training, TRAINING_RULES, prefix="training.")
+        if {"max_steps", "num_train_epochs"} <= set(training):
+            problems.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
+        if training.get("bf16") and training.get("fp16"):
+            problems.append("training.bf16 and training.fp16 exclude each other; remove one")
+    return problems
+
+
+def _problems(
+    raw: Mapping[Any, Any], rules: Mapping[str, _Rule], required: Iterable[str] = (), prefix: str = ""
+) -> list[str]:
+    found = [f"{prefix}{key}: missing; needed: {rules[key].need}" for key in required if raw.get(key) is None]
+    for key, value in raw.items():
+        rule = rules.get(key) if isinstance(key, str) else None
+        if rule is None:
+            found.append(f"{prefix}{key}: unknown key; {nearest(str(key), rules)}")
+        elif value is not None and not rule.accepts(value):
+            found.append(f"{prefix}{key}: found {value!r}, needed {rule.need}")
+    return found
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Return the recipe that a raw mapping describes.
+
+    Raises:
+        ConfigError: Naming every problem.
+    """
+    if problems := validate(raw):
+        many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        lines = "\n  ".join(problems)
+        raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
+    given = {key: value for key, value in raw.items() if value is not None}
+    data = {key: value for key, value in given.pop("data").items() if value is not None}
+    if isinstance(given.get("targets"), list):
+        given["targets"] = tuple(given["targets"])
+    return Recipe(data=DataChoice(**data), **given)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a YAML file, with `key=value` overrides (dotted keys, YAML values) laid over it.
+
+    Raises:
+        ConfigError: If the file is missing or is not YAML, or the recipe has problems; all of them are named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "no such file"
+        raise ConfigError(f"recipe {path}: {kind}; give a .yaml file, e.g. recipes/quickstart.yaml")
+    try:
+        raw = _read_yaml(file.read_text(encoding="utf8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"recipe {path} holds {_kind(raw)}, needed a mapping of keys; start from recipes/quickstart.yaml"
+        )
+    return parse_recipe(apply_overrides(raw, overrides), f"recipe {path}")
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `raw` with each `dotted.key=value` set; values are read as YAML.
+
+    Raises:
+        ConfigError: If an override has no `=`, or goes below a value that is no mapping.
+    """
+    result: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted.strip():
+            raise ConfigError(f"override {override!r} is not key=value; write e.g. training.max_steps=20")
+        *parents, last = dotted.strip().split(".")
+        level = result
+        for parent in parents:
+            child = level.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"override {override!r}: {parent} holds {_kind(child)}, so it has no key {last!r}")
+            level = child
+        level[last] = _read_yaml(text, f"override {override!r}")
+    return result
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    import yaml
+
+    plain = {key: value for key, value in asdict(recipe).items() if value is not None}
+    plain["data"] = {key: value for key, value in plain["data"].items() if value is not None}
+    if recipe.data.eval_source:
+        plain["data"].pop("eval_fraction")
+    if isinstance(recipe.targets, tuple):
+        plain["targets"] = list(recipe.targets)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", type(None): "nothing", dict: "a mapping"}
+    return names.get(type(value), f"{value!r}")
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """Read YAML safely; repeated keys are errors, and `1e-4` is a number as in YAML 1.2."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with its own copy of the tables that are changed below."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise ConfigError(f"{where}: key {', '.join(sorted(repeated))} appears twice; keep one")
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    number = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader=Loader)
+    except (yaml.YAMLError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{where} is not valid YAML{line}: {reason}") from error

@@ -1,0 +1,179 @@
+"""The runner: one recipe from data to adapter, facts, plot and card, resumable at any moment.
+
+Everything that can be wrong with the recipe, the data, the model's name and the folder is found out first;
+the model is loaded after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .base_models import BaseModel, find_base_model
+from .cards import render_card
+from .data import Examples, load_examples
+from .errors import ConfigError
+from .facts import Facts, read_facts, redact, write_text_atomically
+from .presets import Preset, preset
+from .recipe import Recipe, dump_recipe
+from .run_folder import RunFolder, claimed, last_whole_checkpoint
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
+
+__all__ = ["RunResult", "run_recipe"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    """The run folder."""
+    facts: Facts
+    """Everything known about the run."""
+    status: Literal["trained", "resumed", "already finished"]
+    """How it came about."""
+
+
+def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
+    """Train what a recipe describes, go on with it, or report that it is finished.
+
+    Args:
+        recipe: The choices.
+        say: Takes one line of progress.
+
+    Raises:
+        ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
+        ResumeError: If the folder's run cannot be continued.
+    """
+    with claimed(recipe) as folder:
+        if folder.is_finished:
+            say(f"{folder.root} holds this run, finished; nothing to do")
+            return RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
+    say(f"data     {recipe.data.source}")
+    examples = load_examples(recipe.data)
+    say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
+    say(f"model    {recipe.model}")
+    base = find_base_model(recipe.model, recipe.revision)
+    chosen = _preset_for(recipe, base)
+    if base.facts.note:
+        say(f"         {base.facts.note}")
+    say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
+    with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
+        return _train(recipe, folder, examples, base, chosen, say)
+
+
+def _preset_for(recipe: Recipe, base: BaseModel) -> Preset:
+    targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
+    return preset(
+        base.path,
+        method=recipe.method,
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        dropout=recipe.dropout,
+        targets=targets,
+    )
+
+
+def _disk_needed(chosen: Preset) -> int:
+    """Return the bytes a run writes: adapter, and two or three checkpoints with Adam's two moments, in float32."""
+    parameters = chosen.shape.lora_parameters(chosen.rank) or chosen.shape.parameters // 50
+    return 4 * parameters * (1 + 3 * 3) + 64 * 2**20
+
+
+def _train(
+    recipe: Recipe, folder: RunFolder, examples: Examples, base: BaseModel, chosen: Preset, say: Say
+) -> RunResult:
+    from .callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
+
+    checkpoint = last_whole_checkpoint(folder.checkpoints)
+    args = chosen.sft_config(str(folder.checkpoints), **_trainer_settings(recipe, resuming=checkpoint is not None))
+    gather = FactsCallback(
+        path=folder.facts,
+        data=examples.facts,
+        base_model=_sized(base, chosen),
+        recipe=_portable_recipe(recipe),
+    )
+    say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
+    trainer = _build(chosen, base, examples, args, [EvaluateAtEnd(), gather, ProgressLines(say)])
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    say("saving")
+    facts = _finish(recipe, folder, trainer, examples)
+    return RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
+
+
+def _trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
+    """Return SFTConfig fields: evaluate at the start, at regular steps and at the end; keep two checkpoints."""
+    settings: dict[str, Any] = {
+        "seed": recipe.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "eval_strategy": "steps",
+        "eval_steps": 100,
+        "eval_on_start": not resuming,
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+    }
+    settings |= recipe.training
+    if settings.get("bf16") or settings.get("fp16"):
+        settings = {"bf16": False, "fp16": False} | settings
+    return settings
+
+
+def _build(chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any]) -> SFTTrainer:
+    """Build the trainer, turning peft's and trl's own complaints about the recipe into ours."""
+    from .training import build_trainer
+
+    try:
+        return build_trainer(chosen, base, examples, args, callbacks)
+    except ValueError as error:
+        if "Target modules" in str(error):
+            raise ConfigError(
+                f"targets {chosen.targets} match no module of {base.facts.name}; use all-linear"
+            ) from error
+        raise ConfigError(f"the trainer refuses this recipe: {str(error).splitlines()[0]}") from error
+
+
+def _sized(base: BaseModel, chosen: Preset) -> Any:
+    return replace(base.facts, parameters=chosen.shape.parameters)
+
+
+def _portable_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML with local paths cut to their last part."""
+    source, held = recipe.data.source, recipe.data.eval_source
+    data = replace(recipe.data, source=redact(source), eval_source=redact(held))
+    model = Path(recipe.model).resolve().name if Path(recipe.model).is_dir() else recipe.model
+    return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir)))
+
+
+def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
+    """Save the adapter, complete the facts, draw the plot; the card comes last and marks the run as finished."""
+    from .adapters import adapter_bytes
+    from .evaluation import answer_samples
+    from .plots import plot_loss
+
+    trainer.model.save_pretrained(str(folder.root))
+    trainer.processing_class.save_pretrained(str(folder.root))
+    facts = read_facts(folder.facts)
+    rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
+    facts = replace(
+        facts,
+        samples=answer_samples(trainer.model, trainer.processing_class, rows),
+        adapter={**facts.adapter, "bytes": adapter_bytes(folder.root)},
+        run={**facts.run, "finished": True},
+    )
+    plot_loss(facts.loss_history, folder.loss_curve, _title(facts))
+    write_text_atomically(folder.facts, facts.to_json())
+    write_text_atomically(folder.card, render_card(facts))
+    return facts
+
+
+def _title(facts: Facts) -> str:
+    base = facts.base_model.name if facts.base_model else "model"
+    return f"{base}, LoRA rank {facts.adapter.get('rank')}, {facts.data.name if facts.data else ''}"
