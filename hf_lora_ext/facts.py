@@ -134,6 +134,7 @@ class Facts:
             if "data" in given:
                 given["data"] = DataFacts(**given["data"])
             given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
+            given["loss_history"] = tuple(given.get("loss_history", ()))
             return cls(**given)
         except TypeError as error:
             raise ConfigError(f"facts are malformed ({error}); write them anew") from error

@@ -114,7 +114,7 @@ def describe_hardware() -> dict[str, Any]:
     hardware = find_hardware()
     return {
         "device": hardware.name if hardware.kind != "cpu" else _cpu_name(),
-        "kind": hardware.kind,
+        "device_kind": hardware.kind,
         "devices": hardware.devices,
         "device_memory_gib": hardware.memory_gib,
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

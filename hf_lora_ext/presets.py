@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from .errors import ConfigError, nearest
@@ -105,6 +105,8 @@ class Preset:
     """Every value above with its reason and source."""
     own_lora_config: LoraConfig | None = None
     """The user's own LoraConfig, which then replaces the adapter's part."""
+    model_is_loaded: bool = False
+    """Whether it was made for a model in memory, so that a trainer has nothing to load."""
 
     @property
     def peft_config(self) -> LoraConfig:
@@ -195,14 +197,15 @@ def preset(
     Raises:
         ConfigError: If the model's size cannot be told, or a value cannot be right.
     """
-    from .base_models import find_shape
+    from .base_models import find_shape, is_loaded_model
     from .machine import find_hardware
 
     wishes = LoraWishes(rank=rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets))
     check_wishes(method, wishes, lora_config)
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
     shape, model_id = find_shape(model)
-    return decide(shape, hardware, method=method, wishes=wishes, lora_config=lora_config, model_id=model_id)
+    decided = decide(shape, hardware, method=method, wishes=wishes, lora_config=lora_config, model_id=model_id)
+    return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
 def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None = None) -> None:

@@ -23,7 +23,7 @@ from .facts import read_facts, write_text_atomically
 from .machine import free_disk_bytes
 from .recipe import Recipe, dump_recipe, load_recipe
 
-__all__ = ["RunFolder", "claimed", "last_whole_checkpoint"]
+__all__ = ["RunFolder", "claimed", "last_whole_checkpoint", "owned_folder"]
 
 RECIPE_FILE: Final = "recipe.yaml"
 _OURS: Final = {".lock"}
@@ -62,6 +62,18 @@ class RunFolder:
         return self.card.is_file() and self.facts.is_file() and bool(read_facts(self.facts).run.get("finished"))
 
 
+def owned_folder(recipe: Recipe) -> RunFolder:
+    """Return the recipe's run folder, new or its own; nothing is written.
+
+    Raises:
+        ConfigError: If the folder holds another run or foreign files.
+        ResumeError: If it holds a recipe that this version cannot read.
+    """
+    root = Path(recipe.output_dir)
+    _check_owner(root, recipe)
+    return RunFolder(root)
+
+
 @contextmanager
 def claimed(recipe: Recipe, needed_bytes: int = 0) -> Iterator[RunFolder]:
     """Hold the recipe's run folder for this process, making it if it is new.
@@ -73,8 +85,7 @@ def claimed(recipe: Recipe, needed_bytes: int = 0) -> Iterator[RunFolder]:
     """
     from filelock import FileLock, Timeout
 
-    root = Path(recipe.output_dir)
-    _check_owner(root, recipe)
+    root = owned_folder(recipe).root
     if (free := free_disk_bytes(root)) < needed_bytes:
         raise ConfigError(
             f"the disk of output_dir {root} has {free / 2**20:,.0f} MiB free, the run needs about "

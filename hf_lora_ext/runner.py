@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .facts import Facts, read_facts, redact, write_text_atomically
 from .presets import Preset, preset
 from .recipe import Recipe, dump_recipe
-from .run_folder import RunFolder, claimed, last_whole_checkpoint
+from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -51,10 +51,9 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
         ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
         ResumeError: If the folder's run cannot be continued.
     """
-    with claimed(recipe) as folder:
-        if folder.is_finished:
-            say(f"{folder.root} holds this run, finished; nothing to do")
-            return RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
+    if (folder := owned_folder(recipe)).is_finished:
+        say(f"{folder.root} holds this run, finished; nothing to do")
+        return RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
     say(f"data     {recipe.data.source}")
     examples = load_examples(recipe.data)
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")

@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PROMPT_END", "docstring_examples", "examples_in_source"]
-
-PROMPT_END: Final = "\n# Docstring:"
-"""Line that ends every prompt and asks for the docstring."""
+__all__ = ["docstring_examples", "examples_in_source"]
 
 _LEFT_OUT: Final = {
     "site-packages",
@@ -57,4 +54,5 @@ def examples_in_source(source: str, module: str) -> Iterator[dict[str, str]]:
         if not summary or "\n" in summary:
             continue
         node.body = node.body[1:]
-        yield {"module": module, "prompt": ast.unparse(node) + PROMPT_END, "completion": f" {summary}"}
+        question = f"In one line, what does {node.name} do?"
+        yield {"module": module, "prompt": f"{ast.unparse(node)}\n\n{question}\n", "completion": summary}

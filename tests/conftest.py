@@ -1,0 +1,94 @@
+"""Fixtures: a tiny model with a tokenizer, small data files, and caches that belong to the test run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Workers share the cores; these must be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PAIRS = [{"prompt": f"What is {n} plus one?\n", "completion": f"It is {n + 1}."} for n in range(40)]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama (about 50,000 parameters), its tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    specials = ["<pad>", "<eos>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytewise = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(specials + alphabet)}, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    return path
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """Forty prompt-completion examples as JSON lines."""
+    return write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+
+
+@pytest.fixture
+def tiny_recipe(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> Path:
+    """A recipe that trains the tiny model for six steps in a second or two."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(
+        f"""
+model: {tiny_model}
+output_dir: {tmp_path / "run"}
+data: {{source: {pairs_file}}}
+training:
+  max_steps: 6
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 1
+  learning_rate: 1e-2
+  logging_steps: 1
+  eval_steps: 3
+  save_steps: 2
+""",
+        encoding="utf8",
+    )
+    return file
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a fresh interpreter with the test run's caches."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def hf_lora(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a fresh process."""
+    return run_python("-m", "hf_lora_ext.cli", *map(str, arguments), **environment)

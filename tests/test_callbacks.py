@@ -1,0 +1,86 @@
+"""FactsCallback beside a user's own trainer: what it gathers, and what it must never gather."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import PAIRS
+
+from hf_lora_ext import Facts, FactsCallback, preset, render_card
+from hf_lora_ext.callbacks.facts import hyperparameters, loss_history
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    folder = tmp_path_factory.mktemp("home-of-somebody") / "out"
+    dataset = Dataset.from_list(PAIRS)
+    p = preset(str(tiny_model))
+    args = p.sft_config(
+        str(folder), max_steps=4, eval_strategy="steps", eval_steps=2, eval_on_start=True, report_to="none",
+        disable_tqdm=True, logging_steps=1, hub_token="hf_" + "a" * 34, run_name=str(folder / "secret-run"),
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        model=p.model_id, args=args, train_dataset=dataset, eval_dataset=dataset.select(range(4)),
+        peft_config=p.peft_config,
+        callbacks=[FactsCallback(dataset=dataset, eval_dataset=dataset.select(range(4)), name="sums")],
+    )  # fmt: skip
+    trainer.train()
+    return folder
+
+
+def test_facts_tell_model_data_settings_losses_and_environment(trained: Path):
+    facts = Facts.from_dict(json.loads((trained / "facts.json").read_text()))
+    assert facts.base_model.name == "tiny-llama"
+    assert (facts.data.name, facts.data.form, facts.data.train_examples) == ("sums", "prompt-completion", 40)
+    assert facts.adapter["rank"] == 8
+    assert facts.adapter["trainable_parameters"] > 0
+    assert facts.hyperparameters["learning_rate"] == 2e-4
+    assert facts.hyperparameters["max_length"] == 256
+    assert facts.run["steps"] == 4
+    assert facts.run["train_seconds"] > 0
+    assert {row["step"] for row in facts.loss_history} == {0, 1, 2, 3, 4}
+    assert facts.evaluation["base"]["loss"] != facts.evaluation["adapter"]["loss"]
+    assert {"torch", "peft", "trl", "transformers"} <= set(facts.environment["versions"])
+
+
+def test_no_token_and_no_local_path_reaches_facts_or_card(trained: Path, tiny_model: Path):
+    text = (trained / "facts.json").read_text()
+    both = text + render_card(json.loads(text))
+    for secret in ("hf_aaaa", "secret-run", str(trained), str(trained.parent), str(tiny_model), str(Path.home())):
+        assert secret not in both
+
+
+def test_a_trainer_without_a_dataset_at_hand_still_writes_facts(tiny_model: Path, tmp_path: Path):
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    p = preset(str(tiny_model))
+    args = p.sft_config(str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, save_strategy="no")
+    path = tmp_path / "elsewhere" / "known.json"
+    SFTTrainer(
+        model=p.model_id, args=args, train_dataset=Dataset.from_list(PAIRS), peft_config=p.peft_config,
+        callbacks=[FactsCallback(path=path)],
+    ).train()  # fmt: skip
+    facts = json.loads(path.read_text())
+    assert "data" not in facts
+    assert "Training data" not in render_card(facts)
+
+
+def test_a_repeated_log_row_counts_once():
+    log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 4.0}]
+    assert loss_history(log) == ({"step": 1, "loss": 3.0}, {"step": 2, "eval_loss": 4.0}, {"step": 2, "loss": 1.0})
+
+
+def test_hyperparameters_hold_what_shapes_the_result_and_nothing_private(tmp_path: Path):
+    args = preset("7B").sft_config(str(tmp_path), hub_token="hf_" + "b" * 34, max_steps=5)
+    found = hyperparameters(args)
+    assert {"learning_rate", "lr_scheduler_type", "optim", "seed", "per_device_train_batch_size", "max_steps"} <= set(
+        found
+    )
+    assert not {name for name in found if name.startswith(("hub", "output", "log", "report")) or "token" in name} - {
+        "average_tokens_across_devices"
+    }
+    assert json.dumps(found)

@@ -1,0 +1,178 @@
+"""The runner: from a recipe to a folder that explains itself; killed anywhere, it ends in the same bytes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import PAIRS, hf_lora, write_jsonl
+
+from hf_lora_ext import ConfigError, Recipe, ResumeError, load_recipe, render_card, run_recipe
+from hf_lora_ext.facts import read_facts
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process in the middle."""
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def stopping_at(step: int):
+    """Return a `say` that raises at the first line of a step."""
+
+    def say(line: str) -> None:
+        if re.search(rf"step +{step}/\d+  loss", line):
+            raise Stopped
+
+    return say
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path) -> Recipe:
+    return load_recipe(tiny_recipe)
+
+
+@pytest.fixture
+def whole_run(recipe: Recipe, tmp_path: Path) -> Path:
+    """The same run, uninterrupted, in another folder."""
+    folder = tmp_path / "whole"
+    run_recipe(replace(recipe, output_dir=str(folder)), say=lambda line: None)
+    return folder
+
+
+def test_a_run_leaves_adapter_facts_card_and_plot(recipe: Recipe):
+    lines: list[str] = []
+    result = run_recipe(recipe, lines.append)
+    folder = result.folder
+    left = {p.name for p in folder.iterdir()}
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "facts.json",
+        "README.md",
+        "loss_curve.png",
+        "recipe.yaml",
+    } <= left
+    assert "training_args.bin" not in left
+    assert result.facts.run["finished"] is True
+    assert result.facts.evaluation["adapter"]["loss"] < result.facts.evaluation["base"]["loss"]
+    assert len(result.facts.samples) == 3
+    assert (folder / "README.md").read_text() == render_card(json.loads((folder / "facts.json").read_text()))
+    assert (folder / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert any("held-out loss" in line for line in lines)
+
+
+def test_nothing_in_facts_or_card_names_the_machine(recipe: Recipe, tiny_model: Path):
+    folder = run_recipe(recipe, lambda line: None).folder
+    text = (folder / "facts.json").read_text() + (folder / "README.md").read_text()
+    for private in (str(folder.parent), str(tiny_model.parent), str(Path.home())):
+        assert private not in text
+    assert "More Information Needed" not in text
+
+
+def test_a_finished_run_is_reported_and_not_repeated(recipe: Recipe):
+    first = run_recipe(recipe, lambda line: None)
+    before = {p: p.stat().st_mtime_ns for p in first.folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    again = run_recipe(recipe, lambda line: None)
+    assert again.status == "already finished"
+    assert again.facts == first.facts
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 6])
+def test_a_stopped_run_goes_on_to_the_same_bytes(recipe: Recipe, whole_run: Path, step: int):
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stopping_at(step))
+    result = run_recipe(recipe, lambda line: None)
+    assert result.status == ("trained" if step < 3 else "resumed")
+    assert weights(result.folder) == weights(whole_run)
+    uninterrupted = read_facts(whole_run / "facts.json")
+    assert result.facts.loss_history == uninterrupted.loss_history
+    assert result.facts.evaluation == uninterrupted.evaluation
+
+
+def test_a_torn_checkpoint_is_passed_over(recipe: Recipe, whole_run: Path):
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stopping_at(5))
+    newest = Path(recipe.output_dir) / "checkpoints" / "checkpoint-4"
+    (newest / "trainer_state.json").write_text('{"epoch": 0.2')
+    (newest / "adapter_model.safetensors").write_bytes(b"torn")
+    lines: list[str] = []
+    result = run_recipe(recipe, lines.append)
+    assert "resuming from checkpoint-2" in lines
+    assert weights(result.folder) == weights(whole_run)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_killed_with_signal_9_goes_on_to_the_same_bytes(tiny_recipe: Path, whole_run: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_lora_ext.cli", "train", str(tiny_recipe)], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "checkpoint-2").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "README.md").exists()
+    result = hf_lora("train", tiny_recipe, "--json")
+    assert result.returncode == 0, result.stderr
+    assert weights(folder) == weights(whole_run)
+
+
+def test_changed_data_is_not_mixed_into_a_stopped_run(recipe: Recipe):
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stopping_at(4))
+    write_jsonl(Path(recipe.data.source), [{"prompt": f"{row['prompt']}!", "completion": "other"} for row in PAIRS])
+    with pytest.raises(ResumeError, match="training data changed since checkpoint-"):
+        run_recipe(recipe, lambda line: None)
+
+
+def test_a_folder_with_another_run_is_left_alone(recipe: Recipe):
+    folder = run_recipe(recipe, lambda line: None).folder
+    before = weights(folder)
+    with pytest.raises(ConfigError, match=r"already holds another run.*rank \(None there, 2 here\)"):
+        run_recipe(replace(recipe, rank=2), lambda line: None)
+    assert weights(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "no/such/folder"}, "no such folder"),
+        ({"targets": ("q_prj",)}, "match no module"),
+        ({"rank": 2, "training": {"max_steps": 2, "optim": "adamm"}}, "adamm"),
+        ({"training": {"max_steps": 2, "lr_scheduler_type": "liner"}}, "liner"),
+    ],
+)
+def test_what_only_the_libraries_know_is_still_one_clear_error(recipe: Recipe, change: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        run_recipe(replace(recipe, **change), lambda line: None)
+
+
+def chat(n: int) -> tuple[dict, dict]:
+    return {"role": "user", "content": f"{n}+1?"}, {"role": "assistant", "content": f"{n + 1}"}
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        (lambda n: {"text": f"{n} and one make {n + 1}."}, "text"),
+        (lambda n: {"messages": [*chat(n)]}, "messages"),
+        (lambda n: {"prompt": [chat(n)[0]], "completion": [chat(n)[1]]}, "prompt-completion"),
+    ],
+)
+def test_every_form_of_data_trains(recipe: Recipe, tmp_path: Path, row, form: str):
+    file = write_jsonl(tmp_path / "rows.jsonl", [row(n) for n in range(20)])
+    result = run_recipe(replace(recipe, data=replace(recipe.data, source=str(file))), lambda line: None)
+    assert result.facts.data.form == form
+    assert bool(result.facts.samples) == (form != "text")
