@@ -9,7 +9,7 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from .cards import render_card
+from .cards import render_card, write_card
 from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
 from .facts import Facts
 from .hardware import Hardware
@@ -37,6 +37,7 @@ __all__ = [
     "preset",
     "render_card",
     "run_recipe",
+    "write_card",
 ]
 
 _LAZY: Final = {"FactsCallback": "callbacks", "RunResult": "runner", "run_recipe": "runner"}

@@ -203,7 +203,7 @@ def _shape_by_name(name: str) -> tuple[ModelShape, str | None]:
     if config is not None:
         return _shape_of_config(config, "config.json on the Hub"), name
     if (parameters := parameters_from_name(name)) is not None:
-        return ModelShape(parameters=parameters, source="its name (the Hub is out of reach)"), name
+        return ModelShape(parameters=parameters, source="its name (no config.json within reach)"), name
     raise ConfigError(
         f"model {name}: its size is not known here, the Hub is out of reach and its name states none; "
         "give a local folder, a config, or a size key such as '7B'"

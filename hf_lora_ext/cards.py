@@ -4,12 +4,13 @@ What is unknown has no section: there are no placeholders. The template is `mode
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from .facts import Facts
+from .facts import Facts, read_facts, write_text_atomically
 from .resources import shipped_folder
 
-__all__ = ["card_metadata", "render_card"]
+__all__ = ["card_metadata", "render_card", "write_card"]
 
 
 def card_metadata(facts: Facts) -> dict[str, Any]:
@@ -51,6 +52,19 @@ def render_card(facts: Facts | Mapping[str, Any]) -> str:
     template = (shipped_folder("model_cards") / "adapter.md.jinja").read_text(encoding="utf8")
     metadata = yaml.safe_dump(card_metadata(known), sort_keys=False, allow_unicode=True)
     return environment.from_string(template).render(metadata=metadata, facts=known)
+
+
+def write_card(folder: str | Path) -> Path:
+    """Write `README.md` from the `facts.json` in a folder, and return its path.
+
+    It replaces the card that peft or trl wrote there, whose sections are placeholders.
+
+    Raises:
+        ConfigError: If the folder has no facts of this schema.
+    """
+    card = Path(folder) / "README.md"
+    write_text_atomically(card, render_card(read_facts(Path(folder) / "facts.json")))
+    return card
 
 
 def _cell(value: Any) -> str:

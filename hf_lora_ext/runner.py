@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .base_models import BaseModel, find_base_model
-from .cards import render_card
+from .cards import write_card
 from .data import Examples, load_examples
 from .errors import ConfigError
 from .facts import Facts, read_facts, redact, write_text_atomically
@@ -169,7 +169,7 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     )
     plot_loss(facts.loss_history, folder.loss_curve, _title(facts))
     write_text_atomically(folder.facts, facts.to_json())
-    write_text_atomically(folder.card, render_card(facts))
+    write_card(folder.root)
     return facts
 
 

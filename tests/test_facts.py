@@ -157,7 +157,7 @@ def test_paths_keep_their_last_part(value, clean):
         "and/or, 3/4, a / b",
         "1e-3",
         "/",
-        "///",
+        "//",
         "",
         "the home of jo.doe",
         "rooted/rooting /rooted",
@@ -172,7 +172,7 @@ def test_every_hub_id_stays(repo_id):
     assert redact(repo_id, PRIVATE) == repo_id
 
 
-@given(text)
+@given(pieces)
 def test_redacting_twice_changes_nothing_more(value):
     once = redact(value, PRIVATE)
     assert redact(once, PRIVATE) == once

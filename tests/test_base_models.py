@@ -1,0 +1,156 @@
+"""What a model's name means: folder, Hub (over real HTTP to a server on loopback), cache, embedded copy, or an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import hf_lora, run_python
+from hub_server import COMMIT, hub_on_loopback
+
+from hf_lora_ext import ConfigError
+from hf_lora_ext.base_models import EMBEDDED_MODEL, find_base_model, find_shape
+
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so the Hub is out of reach
+
+FIND = """
+import json, sys
+from hf_lora_ext import LoraExtError, preset
+from hf_lora_ext.base_models import find_base_model
+try:
+    p = preset(sys.argv[1])
+    base = find_base_model(sys.argv[1])
+    answer = {"source": p.shape.source, "parameters": p.shape.parameters, "path": base.path,
+              "recorded": base.recorded_name, "revision": base.facts.revision, "license": base.facts.license}
+except LoraExtError as error:
+    answer = {"error": str(error)}
+print(json.dumps(answer))
+"""
+
+
+def find(name: str, endpoint: str, cache: Path) -> dict:
+    result = run_python("-c", FIND, name, HF_ENDPOINT=endpoint, HF_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_local_folder_is_itself(tiny_model: Path):
+    base = find_base_model(str(tiny_model))
+    assert (base.path, base.facts.name, base.facts.on_hub, base.revision) == (
+        str(tiny_model),
+        "tiny-llama",
+        False,
+        None,
+    )
+
+
+def test_with_the_hub_in_reach_name_revision_licence_and_size_come_from_it(tiny_model: Path, tmp_path: Path):
+    with hub_on_loopback({"me/tiny": tiny_model}) as (endpoint, _):
+        found = find("me/tiny", endpoint, tmp_path)
+    assert found["source"] == "config.json on the Hub (llama, exact)"
+    assert found["parameters"] == 35104
+    assert (found["path"], found["recorded"], found["revision"], found["license"]) == (
+        "me/tiny",
+        "me/tiny",
+        COMMIT,
+        "apache-2.0",
+    )
+
+
+def test_a_name_that_the_hub_does_not_know_is_said_at_once(tiny_model: Path, tmp_path: Path):
+    with hub_on_loopback({"me/tiny": tiny_model}) as (endpoint, _):
+        assert "is not on the Hub, or is private" in find("me/tinny-7b", endpoint, tmp_path)["error"]
+
+
+def test_a_gated_model_still_gets_a_preset_from_its_name(tiny_model: Path, tmp_path: Path):
+    with hub_on_loopback({"meta-llama/Llama-2-7b-hf": tiny_model}, gated=frozenset({"meta-llama/Llama-2-7b-hf"})) as (
+        endpoint,
+        _,
+    ):
+        found = find("meta-llama/Llama-2-7b-hf", endpoint, tmp_path)
+    assert found["parameters"] == 7 * 10**9
+    assert found["source"].startswith("its name")
+
+
+def test_the_quickstarts_model_comes_from_the_hub_where_it_is_in_reach(
+    tiny_model: Path, tiny_recipe: Path, tmp_path: Path
+):
+    """The same command, the same id: a small model under that id on a Hub on loopback is what gets trained."""
+    with hub_on_loopback({EMBEDDED_MODEL: tiny_model}) as (endpoint, log):
+        result = hf_lora(
+            "train", tiny_recipe, f"model={EMBEDDED_MODEL}", "--json", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path)
+        )
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)["facts"]
+    assert facts["base_model"]["revision"] == COMMIT
+    assert facts["base_model"]["parameters"] == 35104
+    assert "note" not in facts["base_model"]
+    assert any("model.safetensors" in request for request in log)
+    config = json.loads((tiny_recipe.parent / "run" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == EMBEDDED_MODEL
+
+
+def test_a_downloaded_model_is_found_when_the_hub_is_away(tiny_model: Path, tmp_path: Path):
+    download = "from huggingface_hub import snapshot_download; snapshot_download('me/tiny')"
+    with hub_on_loopback({"me/tiny": tiny_model}) as (endpoint, _):
+        assert run_python("-c", download, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path)).returncode == 0
+    found = find("me/tiny", NOWHERE, tmp_path)
+    assert found["revision"] == COMMIT
+    assert found["recorded"] == "me/tiny"
+    assert Path(found["path"]).is_dir()
+
+
+def test_away_from_the_hub_a_preset_takes_the_size_from_the_name_and_a_run_is_refused(tmp_path: Path):
+    assert (
+        "is not a folder here, the Hub is out of reach" in find("meta-llama/Llama-2-7b-hf", NOWHERE, tmp_path)["error"]
+    )
+    preset_only = "from hf_lora_ext import preset; print(preset('meta-llama/Llama-2-7b-hf').shape.source)"
+    result = run_python("-c", preset_only, HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path))
+    assert result.stdout.strip() == "its name (no config.json within reach)"
+    assert "its name states none" in find("some/model", NOWHERE, tmp_path)["error"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no config.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "it holds an adapter: name its base"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "no weights"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, make, message: str):
+    make(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        find_base_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["", "nobody", "./nowhere", "a/b/c", 7, None])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(ConfigError):
+        find_shape(model)
+
+
+def test_a_family_without_a_closed_form_is_counted_on_the_meta_device():
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=100)
+    shape, _ = find_shape(config)
+    assert shape.parameters == AutoModelForCausalLM.from_config(config).num_parameters()
+    assert "meta device" in shape.source
+
+
+def test_a_config_that_no_installed_family_knows_is_refused():
+    with pytest.raises(ConfigError, match="model_type='llama99'"):
+        find_shape({"model_type": "llama99"})
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_unpacked_once_into_ordinary_linear_layers(tmp_path: Path):
+    script = (
+        "from hf_lora_ext.base_models import find_base_model as f; import sys, torch, transformers\n"
+        f"base = f({EMBEDDED_MODEL!r}); model = transformers.AutoModelForCausalLM.from_pretrained(base.path)\n"
+        "print(type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear, model.num_parameters(), base.facts.sha256[:8])"
+    )
+    for _ in range(2):
+        result = run_python("-c", script, HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path))
+        assert result.stdout.splitlines()[-1] == "True 134515008 b179c952", result.stderr
+    assert len(list((tmp_path / "hf_lora_ext").iterdir())) == 1

@@ -1,0 +1,244 @@
+"""Data: three forms from four kinds of file, split by content, and every bad input refused with its place."""
+
+import json
+
+import pytest
+from conftest import write_jsonl
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_lora_ext.data import _split, describe_dataset, fingerprint, load_examples
+from hf_lora_ext.errors import ConfigError
+from hf_lora_ext.recipe import DataChoice
+
+PAIRS = [{"prompt": f"Question {i}?", "completion": f"Answer {i}.", "topic": f"t{i % 7}"} for i in range(60)]
+TEXTS = [{"text": f"Text number {i}."} for i in range(60)]
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": f"Hello {i}"}]}
+    for i in range(60)
+]
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load rows (or raw content) from a file of the given name, with a choice's other fields."""
+
+    def load(rows, name="data.jsonl", **choice):
+        file = tmp_path / name
+        if isinstance(rows, (str, bytes)):
+            file.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+        elif name.lower().endswith(".jsonl"):
+            write_jsonl(file, rows)
+        elif name.endswith(".json"):
+            file.write_text(json.dumps(rows, indent=2), encoding="utf8")
+        else:
+            getattr(Dataset.from_list(rows), "to_csv" if name.endswith(".csv") else "to_parquet")(file)
+        return load_examples(DataChoice(source=str(file), **choice))
+
+    return load
+
+
+def together(examples):
+    return [*examples.train, *examples.held_out]
+
+
+def by_content(rows):
+    return sorted(rows, key=json.dumps)
+
+
+FORMS = {
+    "prompt-completion": [{k: row[k] for k in ("prompt", "completion")} for row in PAIRS],
+    "messages": CHATS,
+    "text": TEXTS,
+}
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet", "DATA.JSONL"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_read_whole_from_each_kind_of_file(load, form, name):
+    if form == "messages" and name == "data.csv":
+        with pytest.raises(ConfigError, match="row 1: messages is a str, needed a list of messages"):
+            load(FORMS[form], name)
+        return
+    examples = load(FORMS[form], name)
+    assert examples.form == form
+    assert by_content(together(examples)) == by_content(FORMS[form])
+    assert examples.facts.name == name
+    assert (examples.facts.train_examples, examples.facts.eval_examples) == (
+        len(examples.train),
+        len(examples.held_out),
+    )
+    assert examples.facts.fingerprint == fingerprint(examples.train)
+    assert examples.facts.eval_fingerprint == fingerprint(examples.held_out)
+
+
+def test_columns_are_mapped_to_ours_and_the_rest_left_out(load):
+    rows = [{"question": row["prompt"], "answer": row["completion"], "prompt": "unused"} for row in PAIRS]
+    examples = load(rows, columns={"prompt": "question", "completion": "answer"})
+    assert by_content(together(examples)) == by_content(FORMS["prompt-completion"])
+
+
+def test_columns_may_be_swapped(load):
+    rows = [{"prompt": row["completion"], "completion": row["prompt"]} for row in PAIRS]
+    examples = load(rows, columns={"prompt": "completion", "completion": "prompt"})
+    assert by_content(together(examples)) == by_content(FORMS["prompt-completion"])
+
+
+def test_texts_stay_texts_whatever_they_look_like(load):
+    rows = [{"prompt": f"Question {i}?", "completion": f"2024-01-{i + 1:02}"} for i in range(20)]
+    assert by_content(together(load(rows))) == by_content(rows)
+
+
+def test_words_that_pandas_takes_for_missing_stay_in_a_csv(load):
+    content = "prompt,completion\n" + "".join(f"Question {i}?,{w}\n" for i, w in enumerate(["None", "NA", "null"]))
+    assert {row["completion"] for row in together(load(content, "data.csv"))} == {"None", "NA", "null"}
+
+
+groups = st.lists(st.integers(0, 9), min_size=2, max_size=40).filter(lambda ids: len(set(ids)) > 1)
+
+
+@given(groups, st.floats(0.01, 0.99), st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=40)
+def test_a_group_split_keeps_groups_whole_whatever_the_order(ids, fraction, random):
+    rows = [{"text": f"Text {i}", "group": f"g{group}"} for i, group in enumerate(ids)]
+    choice = DataChoice(source="x.jsonl", group_by="group", eval_fraction=fraction)
+    train, held_out = _split(Dataset.from_list(rows), choice)
+    assert set(train["group"]).isdisjoint(held_out["group"])
+    assert len(train)
+    assert len(held_out)
+    assert len(train) + len(held_out) == len(rows)
+    shuffled = random.sample(rows, len(rows))
+    assert set(_split(Dataset.from_list(shuffled), choice)[1]["group"]) == set(held_out["group"])
+
+
+def test_equal_examples_land_on_one_side(load):
+    examples = load(TEXTS * 2, eval_fraction=0.5)
+    assert {r["text"] for r in examples.train}.isdisjoint(r["text"] for r in examples.held_out)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+def test_the_held_out_share_is_near_the_fraction(fraction):
+    rows = Dataset.from_list([{"text": f"Text {i}"} for i in range(2000)])
+    _, held_out = _split(rows, DataChoice(source="x.jsonl", eval_fraction=fraction))
+    assert len(held_out) / 2000 == pytest.approx(fraction, abs=0.04)
+
+
+def test_limits_choose_the_same_examples_in_any_order(load):
+    limits = {"train_examples": 10, "eval_examples": 2, "eval_fraction": 0.3}
+    one, other = load(TEXTS, **limits), load(TEXTS[::-1], "reversed.jsonl", **limits)
+    assert (len(one.train), len(one.held_out)) == (10, 2)
+    assert list(one.train) == list(other.train)
+    assert one.facts.fingerprint == other.facts.fingerprint
+
+
+def test_long_examples_are_left_out_counting_all_their_text(load):
+    long = [{"prompt": "x" * 10, "completion": "y" * 11}]
+    short = [{"prompt": f"{i:010}", "completion": "y" * 10} for i in range(9)]
+    assert by_content(together(load(long + short, max_characters=20))) == by_content(short)
+
+
+def test_held_out_examples_may_come_from_their_own_file(load, tmp_path):
+    held = write_jsonl(tmp_path / "held.jsonl", TEXTS[:3])
+    examples = load(TEXTS[3:], eval_source=str(held))
+    assert list(examples.held_out) == TEXTS[:3]
+    assert list(examples.train) == TEXTS[3:]
+    assert examples.facts.note == "Held-out examples come from held.jsonl."
+    assert str(tmp_path) not in str(examples.facts)
+
+
+def test_a_fingerprint_tells_contents_and_order_apart():
+    base = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    others = [base[::-1], base[:1], [base[0], {"prompt": "cd", "completion": ""}], [base[0], {"prompt": "c", "x": "d"}]]
+    prints = [fingerprint(rows) for rows in [base, *others]]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(Dataset.from_list(base)) == prints[0]
+    assert fingerprint([dict(reversed(row.items())) for row in base]) == prints[0]
+
+
+def test_a_fingerprint_is_the_same_on_every_machine():
+    known = "8cdf4cd1ad84a72953ab8aff41ba7db56aa5fd6217a8b9ae6c7e4bf53f60b6ce"
+    assert fingerprint([{"text": "naïve"}, {"text": "b", "n": [1, None]}]) == known
+
+
+def test_describing_one_dataset_leaves_the_other_unknown():
+    facts = describe_dataset(Dataset.from_list(TEXTS), None, "mine")
+    assert (facts.train_examples, facts.eval_examples, facts.eval_fingerprint) == (60, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "message"),
+    [
+        (b"", "data.jsonl", r"data\.jsonl is empty; give a file with at least two"),
+        ("\n\n", "data.jsonl", r"no rows|at least two examples"),
+        ("[]", "data.json", r"no rows|at least two examples"),
+        ("prompt,completion\n", "data.csv", r"no rows|at least two examples"),
+        ('{"text": "x"}\n\n{"text":\n', "data.jsonl", "line 3 is not JSON"),
+        ('{"text": "x"}\n7\n', "data.jsonl", "line 2 is int, needed an object"),
+        ('{"text": "é"}\n'.encode("latin1"), "data.jsonl", r"data\.jsonl cannot be read as jsonl.*UTF-8"),
+        (b"PAR1 no", "data.parquet", "cannot be read as parquet"),
+        ("prompt,completion\na,b\nc,d,e\n", "data.csv", "cannot be read as csv: .*line 3"),
+        ("prompt,completion\na,b\nc,\n", "data.csv", "row 2: completion is missing, needed text"),
+        ("prompt,completion\na,1\nb,2\n", "data.csv", "row 1: completion is an? int, needed text"),
+        ([*TEXTS, {"text": " "}], "data.jsonl", "row 61: text is empty, needed text; fix or remove the row"),
+        ([{"prompt": "a", "completion": ""}], "data.jsonl", "row 1: completion is empty, needed text"),
+        ([{"prompt": "a", "completion": "b"}, {"prompt": "c"}], "data.jsonl", "row 2: completion is missing"),
+        ([{"messages": [USER]}, CHATS[0]], "data.jsonl", "row 1: messages have no assistant turn"),
+        ([{"messages": []}, CHATS[0]], "data.jsonl", "row 1: messages: no messages"),
+        ([CHATS[0], {"messages": [{"content": "x"}]}], "data.jsonl", "row 2: messages: a message has no role"),
+        ([CHATS[0], {"messages": [USER | {"content": None}]}], "data.jsonl", "row 2: .*user message's content is miss"),
+        ([{"prompt": "a", "completion": [USER]}], "data.jsonl", "row 1: prompt and completion are of different kinds"),
+        (
+            [{"question": "a", "answer": "b"}],
+            "data.jsonl",
+            r"columns question, answer; needed.*data\.columns: \{prompt",
+        ),
+        (TEXTS[:1], "data.jsonl", "single distinct example, so none can be held out; give more data"),
+        (TEXTS[:1] * 4, "data.jsonl", "single distinct example"),
+        ("text", "data.txt", r"found a \.txt, needed one of \.jsonl"),
+    ],
+)
+def test_a_bad_file_is_refused_with_the_place_and_the_need(load, rows, name, message):
+    with pytest.raises(ConfigError, match=message):
+        load(rows, name)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"columns": {"prompt": "promt"}}, r"no column 'promt'; did you mean `prompt`\?"),
+        ({"columns": {"prompt": "prompt", "completion": "prompt"}}, r"prompt.*completion"),
+        ({"group_by": "topics"}, r"no column 'topics' to group by; did you mean `topic`\?"),
+        ({"group_by": "prompt", "max_characters": 3}, "no example has at most 3 characters; raise data.max_char"),
+        ({"eval_source": "no-such.jsonl"}, r"no-such\.jsonl: no such file"),
+        ({"eval_source": "builtin:nothing"}, "builtin:nothing is not known"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_data_is_refused(load, choice, message):
+    with pytest.raises(ConfigError, match=message):
+        load(PAIRS, **choice)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{tmp}/none.jsonl", "no such file .*check the path"),
+        ("{tmp}", r"found a folder, needed one of \.jsonl"),
+        ("builtin:python-docstring", "not known; did you mean `python-docstrings`"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(tmp_path, source, message):
+    with pytest.raises(ConfigError, match=message):
+        load_examples(DataChoice(source=source.format(tmp=tmp_path)))
+
+
+def test_held_out_examples_of_another_form_are_refused(load, tmp_path):
+    held = write_jsonl(tmp_path / "held.jsonl", PAIRS)
+    with pytest.raises(ConfigError, match="no column 'text', as the training data has; found prompt, completion"):
+        load(TEXTS, eval_source=str(held))
