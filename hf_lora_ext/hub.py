@@ -117,6 +117,7 @@ def load_hub_dataset(name: str, split: str, revision: str | None = None) -> tupl
         ConfigError: If there is no such dataset, split or revision, or the Hub is out of reach.
     """
     from datasets import load_dataset
+    from datasets.config import HF_DATASETS_CACHE
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub import HfApi, errors
 
@@ -134,9 +135,13 @@ def load_hub_dataset(name: str, split: str, revision: str | None = None) -> tupl
         ) and not _is_network_failure(error):
             raise
         commit = None
+    away = f"data {name!r} is not a file here, and the Hub is out of reach; {known}"
+    # datasets keeps `owner/name` as `owner___name`; asking it for what is not there costs 25 s of retries.
+    if commit is None and not (Path(HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        raise ConfigError(away)
     try:
         return load_dataset(name, split=split, revision=commit or revision), commit
     except ValueError as error:
         raise ConfigError(f"data {name}: {str(error).splitlines()[0]}; set data.split") from error
     except (DatasetNotFoundError, ConnectionError, OSError) as error:
-        raise ConfigError(f"data {name!r} is not a file here, and the Hub is out of reach; {known}") from error
+        raise ConfigError(away) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .base_models import BaseModel, find_base_model
-from .cards import write_card
+from .cards import render_card
 from .data import Examples, load_examples
 from .errors import ConfigError
 from .facts import Facts, read_facts, redact, write_text_atomically
@@ -152,7 +152,7 @@ def _portable_recipe(recipe: Recipe) -> str:
 
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
-    """Save the adapter, complete the facts, draw the plot; the card comes last and marks the run as finished."""
+    """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from .adapters import adapter_bytes
     from .evaluation import answer_samples
     from .plots import plot_loss
@@ -168,8 +168,8 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
         run={**facts.run, "finished": True},
     )
     plot_loss(facts.loss_history, folder.loss_curve, _title(facts))
+    write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
-    write_card(folder.root)
     return facts
 
 

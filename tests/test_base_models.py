@@ -1,4 +1,4 @@
-"""What a model's name means: folder, Hub (over real HTTP to a server on loopback), cache, embedded copy, or an error."""
+"""What a model's name means: folder, Hub (real HTTP to a server on loopback), cache, embedded copy, or an error."""
 
 import json
 from pathlib import Path
@@ -146,9 +146,10 @@ def test_a_config_that_no_installed_family_knows_is_refused():
 @pytest.mark.slow
 def test_the_embedded_model_is_unpacked_once_into_ordinary_linear_layers(tmp_path: Path):
     script = (
-        "from hf_lora_ext.base_models import find_base_model as f; import sys, torch, transformers\n"
-        f"base = f({EMBEDDED_MODEL!r}); model = transformers.AutoModelForCausalLM.from_pretrained(base.path)\n"
-        "print(type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear, model.num_parameters(), base.facts.sha256[:8])"
+        "from hf_lora_ext.base_models import find_base_model as f; import sys, torch, transformers as t\n"
+        f"base = f({EMBEDDED_MODEL!r}); model = t.AutoModelForCausalLM.from_pretrained(base.path)\n"
+        "up = model.model.layers[0].mlp.up_proj\n"
+        "print(type(up) is torch.nn.Linear, model.num_parameters(), base.facts.sha256[:8])"
     )
     for _ in range(2):
         result = run_python("-c", script, HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path))

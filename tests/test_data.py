@@ -1,5 +1,6 @@
 """Data: three forms from four kinds of file, split by content, and every bad input refused with its place."""
 
+import hashlib
 import json
 
 import pytest
@@ -60,23 +61,23 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.csv", "data.parquet", "DATA.JSONL"])
-@pytest.mark.parametrize("form", FORMS)
+FILES = ["data.jsonl", "data.json", "data.csv", "data.parquet"]
+
+
+@pytest.mark.parametrize(("form", "name"), [(f, n) for f in FORMS for n in FILES if (f, n) != ("messages", "data.csv")])
 def test_each_form_is_read_whole_from_each_kind_of_file(load, form, name):
-    if form == "messages" and name == "data.csv":
-        with pytest.raises(ConfigError, match="row 1: messages is a str, needed a list of messages"):
-            load(FORMS[form], name)
-        return
     examples = load(FORMS[form], name)
     assert examples.form == form
     assert by_content(together(examples)) == by_content(FORMS[form])
     assert examples.facts.name == name
-    assert (examples.facts.train_examples, examples.facts.eval_examples) == (
-        len(examples.train),
-        len(examples.held_out),
-    )
+    assert examples.facts.train_examples == len(examples.train)
+    assert examples.facts.eval_examples == len(examples.held_out)
     assert examples.facts.fingerprint == fingerprint(examples.train)
     assert examples.facts.eval_fingerprint == fingerprint(examples.held_out)
+
+
+def test_facts_name_a_file_without_its_folder(load):
+    assert load(TEXTS, "DATA.JSONL").facts.name == "DATA.JSONL"
 
 
 def test_columns_are_mapped_to_ours_and_the_rest_left_out(load):
@@ -163,8 +164,9 @@ def test_a_fingerprint_tells_contents_and_order_apart():
 
 
 def test_a_fingerprint_is_the_same_on_every_machine():
-    known = "8cdf4cd1ad84a72953ab8aff41ba7db56aa5fd6217a8b9ae6c7e4bf53f60b6ce"
-    assert fingerprint([{"text": "naïve"}, {"text": "b", "n": [1, None]}]) == known
+    written = '{"text":"naïve"}\n{"n":[1,null],"text":"b"}\n'.encode()
+    rows = [{"text": "naïve"}, {"text": "b", "n": [1, None]}]
+    assert fingerprint(rows) == hashlib.sha256(written).hexdigest()
 
 
 def test_describing_one_dataset_leaves_the_other_unknown():
@@ -176,9 +178,9 @@ def test_describing_one_dataset_leaves_the_other_unknown():
     ("rows", "name", "message"),
     [
         (b"", "data.jsonl", r"data\.jsonl is empty; give a file with at least two"),
-        ("\n\n", "data.jsonl", r"no rows|at least two examples"),
-        ("[]", "data.json", r"no rows|at least two examples"),
-        ("prompt,completion\n", "data.csv", r"no rows|at least two examples"),
+        ("\n\n", "data.jsonl", "at least two examples"),
+        ("[]", "data.json", "at least two examples"),
+        ("prompt,completion\n", "data.csv", "at least two examples"),
         ('{"text": "x"}\n\n{"text":\n', "data.jsonl", "line 3 is not JSON"),
         ('{"text": "x"}\n7\n', "data.jsonl", "line 2 is int, needed an object"),
         ('{"text": "é"}\n'.encode("latin1"), "data.jsonl", r"data\.jsonl cannot be read as jsonl.*UTF-8"),
@@ -197,8 +199,9 @@ def test_describing_one_dataset_leaves_the_other_unknown():
         (
             [{"question": "a", "answer": "b"}],
             "data.jsonl",
-            r"columns question, answer; needed.*data\.columns: \{prompt",
+            r"columns question, answer; needed.*data\.columns: {prompt",
         ),
+        (CHATS, "data.csv", "row 1: messages is a str, needed a list of messages"),
         (TEXTS[:1], "data.jsonl", "single distinct example, so none can be held out; give more data"),
         (TEXTS[:1] * 4, "data.jsonl", "single distinct example"),
         ("text", "data.txt", r"found a \.txt, needed one of \.jsonl"),

@@ -101,7 +101,7 @@ def test_reading_again_gives_the_same_examples(library):
 def test_the_real_library_gives_code_that_parses():
     examples = [example for _, example in zip(range(200), docstring_examples(), strict=False)]
     assert len(examples) == 200
-    assert len({example["module"] for example in examples}) > 10
+    assert len({example["module"] for example in examples}) > 3
     for example in examples:
         code, blank, question = example["prompt"].rstrip().rpartition("\n\n")
         ast.parse(code)

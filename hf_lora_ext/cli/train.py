@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         if not quiet:
             click.echo(line, err=True)
 
+    if quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
     with _full_disk_explained(chosen):
         from ..runner import run_recipe
 
