@@ -114,11 +114,11 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         "use_cpu": fitted.hardware.kind == "cpu",
     }
     if "gradient_checkpointing" not in overrides:
-        # The new name wins over the deprecated one, which TRL sets and transformers warns about.
-        settings["activation_checkpointing"] = fitted.activation_checkpointing
-    if fitted.activation_checkpointing:
+        # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
+        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        settings[name] = fitted.activation_checkpointing
         # Reentrant checkpointing marks LoRA parameters ready twice under DDP (peft issue 313).
-        settings["activation_checkpointing_kwargs"] = {"use_reentrant": False}
+        settings[f"{name}_kwargs"] = {"use_reentrant": False} if fitted.activation_checkpointing else None
     if not fitted.model_is_loaded:
         settings["model_init_kwargs"] = {"dtype": fitted.dtype}
     try:
@@ -135,7 +135,7 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SFTTrainer:
     """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
     from trl import SFTTrainer
 
     args = copy.copy(args)
@@ -143,6 +143,7 @@ def build_trainer(
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
     model.name_or_path = model.config._name_or_path = base.recorded_name
+    set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
     trainer = SFTTrainer(
         model=model,
         args=args,

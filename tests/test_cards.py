@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext.cards import card_metadata, render_card
+from hf_lora_ext.cards import card_metadata, render_card, write_card
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.facts import BaseModelFacts, DataFacts, Facts, Sample
 
@@ -177,6 +177,20 @@ def test_no_value_breaks_a_table_or_a_fence(value):
     assert headings(card) == headings(render_card(FULL))
     check_tables(card)
     assert not re.search(r"^\s*```", outside_fences(card), flags=re.MULTILINE)
+
+
+def test_a_card_is_written_beside_its_facts_in_place_of_another(tmp_path):
+    (tmp_path / "facts.json").write_text(FULL.to_json(), encoding="utf8")
+    (tmp_path / "README.md").write_text("[More Information Needed]")
+    assert write_card(tmp_path) == tmp_path / "README.md"
+    assert (tmp_path / "README.md").read_text(encoding="utf8") == render_card(FULL)
+
+
+def test_a_folder_without_facts_keeps_its_card(tmp_path):
+    (tmp_path / "README.md").write_text("theirs")
+    with pytest.raises(ConfigError, match=r"no facts\.json"):
+        write_card(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "theirs"
 
 
 def test_other_schemas_are_refused():

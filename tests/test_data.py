@@ -183,7 +183,7 @@ def test_describing_one_dataset_leaves_the_other_unknown():
         ("prompt,completion\n", "data.csv", "at least two examples"),
         ('{"text": "x"}\n\n{"text":\n', "data.jsonl", "line 3 is not JSON"),
         ('{"text": "x"}\n7\n', "data.jsonl", "line 2 is int, needed an object"),
-        ('{"text": "é"}\n'.encode("latin1"), "data.jsonl", r"data\.jsonl cannot be read as jsonl.*UTF-8"),
+        ('{"text": "é"}\n'.encode("latin1"), "data.jsonl", r"data\.jsonl cannot be read as jsonl.*(?i:utf-8)"),
         (b"PAR1 no", "data.parquet", "cannot be read as parquet"),
         ("prompt,completion\na,b\nc,d,e\n", "data.csv", "cannot be read as csv: .*line 3"),
         ("prompt,completion\na,b\nc,\n", "data.csv", "row 2: completion is missing, needed text"),

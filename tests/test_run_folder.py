@@ -9,7 +9,7 @@ from filelock import FileLock
 from hf_lora_ext.errors import ConfigError, ResumeError
 from hf_lora_ext.facts import Facts
 from hf_lora_ext.recipe import DataChoice, Recipe, load_recipe
-from hf_lora_ext.run_folder import RunFolder, claimed, last_whole_checkpoint
+from hf_lora_ext.run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 
 
 @pytest.fixture
@@ -136,14 +136,21 @@ def test_a_full_disk_is_refused_before_the_folder_is_made(recipe, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_is_finished_only_with_its_card_and_its_finished_facts(owned):
+def test_a_run_is_finished_once_its_facts_say_so(owned):
+    assert not owned.is_finished
+    owned.facts.write_text(Facts(run={"steps": 3}).to_json())
     assert not owned.is_finished
     owned.facts.write_text(Facts(run={"finished": True}).to_json())
-    assert not owned.is_finished
-    owned.card.write_text("card")
     assert owned.is_finished
-    owned.facts.write_text(Facts(run={"finished": False}).to_json())
-    assert not owned.is_finished
+
+
+def test_looking_up_a_folder_checks_its_owner_and_writes_nothing(recipe, tmp_path):
+    assert owned_folder(recipe).root == tmp_path / "new" / "run"
+    assert list(tmp_path.iterdir()) == []
+    with claimed(recipe) as folder:
+        assert owned_folder(recipe) == folder
+    with pytest.raises(ConfigError, match=r"differs in seed \(0 there, 1 here\)"):
+        owned_folder(replace(recipe, seed=1))
 
 
 def checkpoint(folder, name, state='{"global_step": 1}'):

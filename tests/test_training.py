@@ -143,7 +143,7 @@ def test_a_preset_declared_for_a_gpu_is_built_for_the_machine_at_hand(tmp_path: 
         return
     args = declared.sft_config(str(tmp_path))
     assert (args.bf16, args.fp16, args.use_cpu) == (False, False, True)
-    assert args.activation_checkpointing is False
+    assert args.gradient_checkpointing is False
     assert declared.model_kwargs["dtype"] == "float32"
 
 
