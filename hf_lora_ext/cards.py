@@ -9,6 +9,7 @@ from typing import Any
 
 from .facts import Facts, read_facts, write_text_atomically
 from .resources import shipped_folder
+from .strict_yaml import dump_yaml
 
 __all__ = ["card_metadata", "render_card", "write_card"]
 
@@ -36,11 +37,10 @@ def render_card(facts: Facts | Mapping[str, Any]) -> str:
     Raises:
         ConfigError: If a mapping holds no facts of this schema.
     """
-    import yaml
     from jinja2 import StrictUndefined
     from jinja2.sandbox import SandboxedEnvironment
 
-    known = facts if isinstance(facts, Facts) else Facts.from_dict(facts)
+    known = Facts.from_dict(facts.to_dict() if isinstance(facts, Facts) else facts)  # unknown facts drop out
     environment = SandboxedEnvironment(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -48,10 +48,9 @@ def render_card(facts: Facts | Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    environment.filters |= {"cell": _cell, "fence": _fence, "number": _number}
+    environment.filters |= {"cell": _cell, "code": _code, "line": _line, "fence": _fence, "number": _number}
     template = (shipped_folder("model_cards") / "adapter.md.jinja").read_text(encoding="utf8")
-    metadata = yaml.safe_dump(card_metadata(known), sort_keys=False, allow_unicode=True)
-    return environment.from_string(template).render(metadata=metadata, facts=known)
+    return environment.from_string(template).render(metadata=dump_yaml(card_metadata(known)), facts=known)
 
 
 def write_card(folder: str | Path) -> Path:
@@ -70,7 +69,22 @@ def write_card(folder: str | Path) -> Path:
 def _cell(value: Any) -> str:
     """Make a value safe inside one cell of a Markdown table."""
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").strip()
+    text = " ".join(text.split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").strip()
+
+
+def _line(value: Any) -> str:
+    """Make a value safe inside a paragraph: one line."""
+    return " ".join(str(value).split())
+
+
+def _code(value: Any) -> str:
+    """Return a code span that the value cannot close."""
+    text, ticks = _line(value), "`"
+    while ticks in text:
+        ticks += "`"
+    pad = " " if len(ticks) > 1 else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
 def _fence(text: str, language: str = "") -> str:

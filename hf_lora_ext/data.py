@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from .data_files import is_data_file, read_data_file
 from .errors import ConfigError, nearest
 from .facts import DataFacts
 
@@ -24,12 +25,8 @@ __all__ = ["Examples", "describe_dataset", "fingerprint", "load_examples"]
 
 FORMS: Final = {"prompt-completion": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
 BUILTIN: Final = "builtin:"
-_READERS: Final = {
-    ".jsonl": "from_json",
-    ".json": "from_json",
-    ".csv": "from_csv",
-    ".parquet": "from_parquet",
-}
+_BUILTIN_GROUPS: Final = {f"{BUILTIN}python-docstrings": "module"}
+"""Built-in source → the column whose values stay together unless the recipe says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,26 +54,23 @@ def load_examples(choice: DataChoice) -> Examples:
             nothing is left to train on or to hold out.
     """
     rows, revision = _read(choice.source, choice)
-    rows, form = _in_form(rows, choice, choice.source)
+    group_by = choice.group_by or _BUILTIN_GROUPS.get(choice.source)
+    rows = _renamed(rows, choice.columns, _shown_name(choice.source))
+    form = _form_of(rows.column_names, _shown_name(choice.source))
+    rows, notes = _usable(rows, form, choice, choice.source)
     if choice.eval_source:
         train = rows
-        held_out, _ = _in_form(_read(choice.eval_source, choice)[0], choice, choice.eval_source, form)
-        note = f"Held-out examples come from {_shown_name(choice.eval_source)}."
+        held_out = _renamed(_read(choice.eval_source, choice)[0], choice.columns, _shown_name(choice.eval_source))
+        held_out, more = _usable(held_out, form, choice, choice.eval_source)
+        notes += [*more, f"Held-out examples come from {_shown_name(choice.eval_source)}."]
     else:
-        train, held_out = _split(rows, choice)
-        whole = f"`{choice.group_by}`" if choice.group_by else "example"
-        note = f"Held out by a hash of the {whole}, so that no {whole} is on both sides."
-    train = _sample(train, choice.train_examples)
-    held_out = _sample(held_out, choice.eval_examples)
-    columns = list(FORMS[form])
-    facts = describe_dataset(
-        train.select_columns(columns),
-        held_out.select_columns(columns),
-        _shown_name(choice.source),
-        revision,
-        note,
-    )
-    return Examples(train=train.select_columns(columns), held_out=held_out.select_columns(columns), facts=facts)
+        train, held_out = _split(rows, choice, group_by)
+        whole = f"`{group_by}`" if group_by else "example"
+        notes.append(f"Held out by a hash of the {whole}, so that no {whole} is on both sides.")
+    train = _sample(train, choice.train_examples).select_columns([*FORMS[form]])
+    held_out = _sample(held_out, choice.eval_examples).select_columns([*FORMS[form]])
+    facts = describe_dataset(train, held_out, _shown_name(choice.source), revision, " ".join(notes))
+    return Examples(train=train, held_out=held_out, facts=facts)
 
 
 def describe_dataset(
@@ -113,19 +107,18 @@ def _canonical(value: Any) -> bytes:
 
 
 def _shown_name(source: str) -> str:
-    return Path(source).name if Path(source).suffix in _READERS else source
+    return Path(source).name if is_data_file(source) else source
 
 
 def _read(source: str, choice: DataChoice) -> tuple[Dataset, str | None]:
     """Return the rows of a source, and the revision where it came from the Hub."""
     if source.startswith(BUILTIN):
         return _read_builtin(source.removeprefix(BUILTIN)), None
-    if Path(source).suffix.lower() in _READERS:
-        return _read_file(Path(source)), None
+    if is_data_file(source):
+        return read_data_file(Path(source).expanduser()), None
     if Path(source).exists():
-        raise ConfigError(
-            f"data {source}: found a {Path(source).suffix or 'folder'}, needed one of {', '.join(_READERS)}"
-        )
+        found = Path(source).suffix or "folder"
+        raise ConfigError(f"data {source}: found a {found}, needed a .jsonl, .json, .csv or .parquet file; convert it")
     return _read_hub(source, choice)
 
 
@@ -140,72 +133,42 @@ def _read_builtin(name: str) -> Dataset:
     return Dataset.from_list(list(sources[name]()))
 
 
-def _read_file(file: Path) -> Dataset:
-    from datasets import Dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    if not file.is_file():
-        raise ConfigError(f"data {file}: no such file (looked in {file.absolute().parent.name}/); check the path")
-    if not file.stat().st_size:
-        raise ConfigError(f"data {file} is empty; give a file with at least two examples")
-    try:
-        return getattr(Dataset, _READERS[file.suffix.lower()])(str(file))
-    except (DatasetGenerationError, ValueError, TypeError, UnicodeDecodeError) as error:
-        cause = error.__cause__ or error
-        where = _first_bad_line(file) if file.suffix.lower() == ".jsonl" else None
-        reason = where or f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'unreadable'}"
-        raise ConfigError(f"data {file} cannot be read as {file.suffix.lower()[1:]}: {reason}") from error
-
-
-def _first_bad_line(file: Path) -> str | None:
-    """Return what is wrong with the first line that is no JSON object, or None if each is one."""
-    with file.open(encoding="utf8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                return f"line {number} is not JSON ({error}); fix or remove it"
-            if not isinstance(row, dict):
-                return f'line {number} is {type(row).__name__}, needed an object such as {{"text": …}}'
-    return None
-
-
 def _read_hub(name: str, choice: DataChoice) -> tuple[Dataset, str | None]:
     from .hub import load_hub_dataset
 
     return load_hub_dataset(name, choice.split, choice.revision)
 
 
-def _in_form(rows: Dataset, choice: DataChoice, source: str, form: str | None = None) -> tuple[Dataset, str]:
-    """Rename the user's columns, find the form and check every row."""
-    name = _shown_name(source)
-    for ours, theirs in choice.columns.items():
+def _renamed(rows: Dataset, columns: Mapping[str, str], name: str) -> Dataset:
+    """Give the user's columns our names; a column that is in the way of a new name goes."""
+    taken = list(columns.values())
+    if len(set(taken)) < len(taken):
+        raise ConfigError(f"data.columns maps two of {', '.join(columns)} to one column; give each its own")
+    for theirs in taken:
         if theirs not in rows.column_names:
             raise ConfigError(f"data {name} has no column {theirs!r}; {nearest(theirs, rows.column_names)}")
-        if ours != theirs and ours in rows.column_names:
-            rows = rows.remove_columns(ours)
-    rows = rows.rename_columns({theirs: ours for ours, theirs in choice.columns.items() if ours != theirs})
-    if choice.group_by and choice.group_by not in rows.column_names:
-        raise ConfigError(
-            f"data {name} has no column {choice.group_by!r} to group by; {nearest(choice.group_by, rows.column_names)}"
-        )
-    form = form or _form_of(rows.column_names, name)
+    rows = rows.remove_columns([c for c in columns if c in rows.column_names and c not in taken])
+    rows = rows.rename_columns({theirs: f"mapped {ours}" for ours, theirs in columns.items()})
+    return rows.rename_columns({f"mapped {ours}": ours for ours in columns})
+
+
+def _usable(rows: Dataset, form: str, choice: DataChoice, source: str) -> tuple[Dataset, list[str]]:
+    """Check every row, leave out those over the length limit, and return notes on what was left out."""
+    name, limit = _shown_name(source), choice.max_characters
     for column in FORMS[form]:
         if column not in rows.column_names:
-            raise ConfigError(
-                f"data {name} has no column {column!r}, as the training data has; found {', '.join(rows.column_names)}"
-            )
+            found = ", ".join(rows.column_names)
+            raise ConfigError(f"data {name} has no column {column!r}, as the training data has; found {found}")
     _check_rows(rows, form, name)
-    if choice.max_characters:
-        limit = choice.max_characters
-        rows = rows.select(
-            [i for i, row in enumerate(rows.select_columns(list(FORMS[form]))) if _characters(row) <= limit]
-        )
-        if not len(rows):
-            raise ConfigError(f"data {name}: no example has at most {limit} characters; raise data.max_characters")
-    return rows, form
+    if limit is None:
+        return rows, []
+    short = [i for i, row in enumerate(rows.select_columns([*FORMS[form]])) if _characters(row) <= limit]
+    if not short:
+        raise ConfigError(f"data {name}: no example has at most {limit} characters; raise data.max_characters")
+    left_out = len(rows) - len(short)
+    return rows.select(short), [
+        f"{left_out:,} examples longer than {limit} characters were left out."
+    ] if left_out else []
 
 
 def _form_of(columns: list[str], name: str) -> str:
@@ -255,7 +218,7 @@ def _messages_problem(messages: list[Any]) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+    return "missing" if value is None else f"of type {type(value).__name__}"
 
 
 def _characters(value: Any) -> int:
@@ -268,11 +231,14 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, items))
 
 
-def _split(rows: Dataset, choice: DataChoice) -> tuple[Dataset, Dataset]:
+def _split(rows: Dataset, choice: DataChoice, group_by: str | None) -> tuple[Dataset, Dataset]:
     """Hold out the groups (or single examples) whose content hashes below the fraction."""
-    keys = [_hash_fraction(key) for key in (rows[choice.group_by] if choice.group_by else rows)]
+    if group_by and group_by not in rows.column_names:
+        near = nearest(group_by, rows.column_names)
+        raise ConfigError(f"data {_shown_name(choice.source)} has no column {group_by!r} to group by; {near}")
+    keys = [_hash_fraction(key) for key in (rows[group_by] if group_by else rows)]
     if len(set(keys)) < 2:
-        unit = f"value of {choice.group_by!r}" if choice.group_by else "example"
+        unit = f"value of {group_by!r}" if group_by else "example"
         raise ConfigError(
             f"data {_shown_name(choice.source)} has a single distinct {unit}, so none can be held out; "
             "give more data, or data.eval_source"

@@ -7,6 +7,7 @@ are cut to their last part, tokens are never read.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -110,8 +111,8 @@ class Facts:
         return {"schema_version": SCHEMA_VERSION} | known
 
     def to_json(self) -> str:
-        """Return the facts as JSON text."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """Return the facts as JSON text; a loss that is not a number is written as `null`."""
+        return json.dumps(_finite(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Facts:
@@ -133,6 +134,9 @@ class Facts:
                 given["base_model"] = BaseModelFacts(**given["base_model"])
             if "data" in given:
                 given["data"] = DataFacts(**given["data"])
+            for name in ("adapter", "hyperparameters", "quantization", "run", "evaluation", "environment"):
+                if not isinstance(given.get(name, {}), Mapping):
+                    raise TypeError(f"{name} is no mapping")
             given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
             given["loss_history"] = tuple(given.get("loss_history", ()))
             return cls(**given)
@@ -188,14 +192,26 @@ _ABSOLUTE_PATH: Final = re.compile(r"(?:/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\)[^\s]+")
 def _redact_text(text: str, private_folders: Sequence[str]) -> str:
     if _ABSOLUTE_PATH.fullmatch(text):
         return _last_part(text)
-    for folder in sorted((f for f in private_folders if len(f) > 1), key=len, reverse=True):
-        stem = re.escape(folder.rstrip("/\\"))
-        text = re.sub(rf"{stem}(?:[/\\][^\s'\"`,;:)\]}}]*)?(?![\w-])", lambda m: _last_part(m.group()), text)
+    before = None
+    while text != before:  # what is left of two paths can join to a third
+        before = text
+        for folder in sorted((f for f in private_folders if len(f) > 1), key=len, reverse=True):
+            stem = re.escape(folder.rstrip("/\\"))
+            text = re.sub(rf"{stem}(?:[/\\][^\s'\"`,;:)\]}}]*)?(?![\w-])", lambda m: _last_part(m.group()), text)
     return text
 
 
 def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
+
+
+def _finite(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not know, by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _without_unknown(value: Any) -> Any:

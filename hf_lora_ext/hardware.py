@@ -41,9 +41,9 @@ def declared_hardware(found: Hardware, gpu_memory_gib: float | None, gpus: int |
     Raises:
         ConfigError: If a declared number is not positive.
     """
-    if gpu_memory_gib is not None and not gpu_memory_gib > 0:
-        raise ConfigError(f"gpu_memory_gib={gpu_memory_gib} must be above 0; give one card's memory, e.g. 24")
-    if gpus is not None and not (isinstance(gpus, int) and gpus >= 1):
+    if gpu_memory_gib is not None and not (isinstance(gpu_memory_gib, (int, float)) and gpu_memory_gib > 0):
+        raise ConfigError(f"gpu_memory_gib={gpu_memory_gib!r} must be above 0; give one card's memory, e.g. 24")
+    if gpus is not None and not (isinstance(gpus, int) and not isinstance(gpus, bool) and gpus >= 1):
         raise ConfigError(f"gpus={gpus!r} must be a whole number from 1; leave it out to use what is found")
     if gpu_memory_gib is None and gpus is None:
         return found

@@ -9,54 +9,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .errors import ConfigError, nearest
+from .choices import Choice, LoraWishes, Method, all_choices, check_wishes, short_count
 from .hardware import Hardware, declared_hardware
-from .sizes import ModelShape, size_band
+from .sizes import ModelShape
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
     from trl import SFTConfig
 
-__all__ = ["Choice", "LoraWishes", "Preset", "decide", "preset"]
-
-Method = Literal["lora", "qlora"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
-
-QLORA = "QLoRA, arXiv 2305.14314"
-WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"
-BATCH_EXAMPLES: Final = 16
-"""Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One decided value, and why."""
-
-    name: str
-    """The setting."""
-    value: Any
-    """What it was set to."""
-    why: str
-    """The reason, in a few words."""
-    source: str
-    """Paper, documentation or measurement behind it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraWishes:
-    """What the user fixed of the adapter; None leaves it to the preset."""
-
-    rank: int | None = None
-    """Rank of every adapted layer."""
-    alpha: int | None = None
-    """LoRA's alpha; the update is scaled by alpha / rank."""
-    dropout: float | None = None
-    """Dropout on the adapter's input."""
-    targets: str | tuple[str, ...] | None = None
-    """Module names to adapt, or `all-linear`."""
+__all__ = ["Preset", "decide", "preset"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +110,7 @@ class Preset:
     def explain(self) -> str:
         """Return a table of every value, why it was chosen, and its source."""
         about = self.model_id or "a model of this size"
-        head = f"preset for {about}: {_short_count(self.shape.parameters)} parameters, from {self.shape.source}"
+        head = f"preset for {about}: {short_count(self.shape.parameters)} parameters, from {self.shape.source}"
         rows = [("setting", "value", "why", "source")]
         rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.choices]
         return f"{head}\nhardware: {self.hardware}\n\n{_table(rows, widths=(24, 20, 46, 44))}"
@@ -159,7 +123,16 @@ class Preset:
             "shape": asdict(self.shape),
             "hardware": asdict(self.hardware),
             "choices": [asdict(choice) for choice in self.choices],
+            "own_lora_config": None if self.own_lora_config is None else _config_dict(self.own_lora_config),
         }
+
+
+def _config_dict(config: LoraConfig) -> dict[str, Any]:
+    """Return a LoraConfig as JSON-ready values; what JSON does not know becomes text, sets become lists."""
+    as_list = (set, frozenset, tuple)
+    plain = {key: sorted(value) if isinstance(value, as_list) else value for key, value in config.to_dict().items()}
+    known = (str, int, float, bool, list, dict, type(None))
+    return {key: value if isinstance(value, known) else str(value) for key, value in plain.items()}
 
 
 _NESTED: Final = {"shape", "hardware", "choices", "targets", "own_lora_config"}
@@ -208,29 +181,6 @@ def preset(
     return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
-def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None = None) -> None:
-    """Raise for the first wish that cannot be right.
-
-    Raises:
-        ConfigError: With what was found, what is needed, and how to fix it.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r} is not known; {nearest(str(method), METHODS)}")
-    if lora_config is not None and wishes != LoraWishes():
-        given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
-        raise ConfigError(
-            f"lora_config and {', '.join(given)} were both given; set {given[0]} inside the LoraConfig instead"
-        )
-    for name in ("rank", "alpha"):
-        value = getattr(wishes, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name}={value!r} must be a whole number from 1; leave it out for the preset's own")
-    if wishes.dropout is not None and not 0 <= wishes.dropout < 1:
-        raise ConfigError(f"dropout={wishes.dropout!r} must be from 0 up to, not including, 1; 0.05 is customary")
-    if wishes.targets is not None and not (wishes.targets and all(wishes.targets)):
-        raise ConfigError("targets is empty, so nothing would train; name modules such as q_proj, or all-linear")
-
-
 def _as_targets(targets: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
     return targets if targets is None or isinstance(targets, str) else tuple(targets)
 
@@ -245,8 +195,7 @@ def decide(
     model_id: str | None = None,
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
-    adapter = _own_adapter(lora_config) if lora_config is not None else _adapter(shape, wishes or LoraWishes())
-    choices = (*adapter, *_precision(method, hardware), *_optimisation(shape), *_batch(shape, hardware))
+    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config)
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,
@@ -256,132 +205,6 @@ def decide(
         own_lora_config=lora_config,
         **value,
     )
-
-
-def _adapter(shape: ModelShape, wishes: LoraWishes) -> tuple[Choice, ...]:
-    band = size_band(shape.parameters)
-    rank = wishes.rank or band.rank
-    yours = "given by you"
-    return (
-        Choice(name="rank", value=rank, why=yours, source="rank=")
-        if wishes.rank
-        else Choice(
-            name="rank",
-            value=rank,
-            why=_band_text(band.above, band.up_to),
-            source=f"size key, anchor {band.anchor}",
-        ),
-        Choice(name="alpha", value=wishes.alpha, why=yours, source="alpha=")
-        if wishes.alpha
-        else Choice(
-            name="alpha",
-            value=2 * rank,
-            why="2 x rank: the update is scaled by 2",
-            source="TRL's LoRA defaults (16, 32)",
-        ),
-        Choice(name="dropout", value=wishes.dropout, why=yours, source="dropout=")
-        if wishes.dropout is not None
-        else Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
-        Choice(name="targets", value=wishes.targets, why=yours, source="targets=")
-        if wishes.targets
-        else Choice(
-            name="targets",
-            value="all-linear",
-            why="every linear layer but the head; the MLP matters most",
-            source=f"{QLORA}; {WITHOUT_REGRET}",
-        ),
-    )
-
-
-def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
-    targets = config.target_modules
-    values = {
-        "rank": config.r,
-        "alpha": config.lora_alpha,
-        "dropout": config.lora_dropout,
-        "targets": targets if isinstance(targets, str) else tuple(sorted(targets)) if targets else "peft's default",
-    }
-    return tuple(
-        Choice(name=name, value=value, why="from your LoraConfig", source="lora_config=")
-        for name, value in values.items()
-    )
-
-
-def _precision(method: Method, hardware: Hardware) -> tuple[Choice, ...]:
-    if method == "qlora":
-        held = Choice(name="method", value="qlora", why="base in 4-bit NF4, double quantisation", source=QLORA)
-    else:
-        held = Choice(name="method", value="lora", why="base in its own precision", source="LoRA, arXiv 2106.09685")
-    dtype, why = (
-        ("bfloat16", f"{hardware.name} multiplies bfloat16 in hardware")
-        if hardware.has_bfloat16
-        else ("float16", f"{hardware.name} has no bfloat16")
-        if hardware.kind == "cuda"
-        else ("float32", "this device is fastest and exact in float32")
-    )
-    return (held, Choice(name="dtype", value=dtype, why=why, source="hardware"))
-
-
-def _optimisation(shape: ModelShape) -> tuple[Choice, ...]:
-    large = shape.parameters > 30_000_000_000
-    return (
-        Choice(
-            name="learning_rate",
-            value=1e-4 if large else 2e-4,
-            why="about ten times that of full fine-tuning" + (", halved above 30B" if large else ""),
-            source=f"{QLORA}; {WITHOUT_REGRET}",
-        ),
-        Choice(
-            name="scheduler",
-            value="constant_with_warmup",
-            why="no decay to tune",
-            source=f"{QLORA}; {WITHOUT_REGRET}",
-        ),
-        Choice(name="warmup_fraction", value=0.03, why="short warm-up", source=QLORA),
-        Choice(
-            name="epochs",
-            value=3.0,
-            why="watch the held-out loss and stop early",
-            source="transformers' default",
-        ),
-    )
-
-
-def _batch(shape: ModelShape, hardware: Hardware) -> tuple[Choice, ...]:
-    widest = {8: 4, 16: 2, 32: 1}[size_band(shape.parameters).rank]
-    micro = widest if hardware.kind == "cuda" else 4
-    accumulation = max(1, BATCH_EXAMPLES // (micro * hardware.devices))
-    length = min(1024, shape.max_positions or 1024)
-    on_gpu = hardware.kind == "cuda"
-    return (
-        Choice(name="micro_batch", value=micro, why="by size; memory is not predicted yet", source="size key"),
-        Choice(
-            name="accumulation",
-            value=accumulation,
-            why=f"{micro * accumulation * hardware.devices} examples an optimizer step",
-            source=f"{QLORA}; {WITHOUT_REGRET}",
-        ),
-        Choice(name="max_length", value=length, why="tokens; longer examples are cut", source="TRL's default"),
-        Choice(
-            name="activation_checkpointing",
-            value=on_gpu,
-            why="GPU memory is short" if on_gpu else "memory is ample here, recomputing costs time",
-            source="TRL's default" if on_gpu else "hardware",
-        ),
-    )
-
-
-def _band_text(above: int, up_to: int | None) -> str:
-    if up_to is None:
-        return f"more than {_short_count(above)} parameters"
-    return f"up to {_short_count(up_to)} parameters" + (f", more than {_short_count(above)}" if above else "")
-
-
-def _short_count(count: int) -> str:
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:,}"
 
 
 def _shown(value: Any) -> str:

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from .choices import METHODS, LoraWishes, Method
 from .errors import ConfigError, nearest
-from .presets import METHODS, LoraWishes, Method
+from .strict_yaml import dump_yaml, read_yaml
 
 __all__ = [
     "DataChoice",
@@ -185,6 +186,7 @@ TRAINING_RULES: Final = {
 
 def validate(raw: Mapping[str, Any]) -> list[str]:
     """Return every problem of a raw recipe, one line each; empty when it is right."""
+    raw = _given(raw)
     problems = _problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
     data, training = raw.get("data"), raw.get("training")
     if isinstance(data, Mapping):
@@ -200,6 +202,11 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
         if training.get("bf16") and training.get("fp16"):
             problems.append("training.bf16 and training.fp16 exclude each other; remove one")
     return problems
+
+
+def _given(raw: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Leave out what is null, in the sections too: null means unset."""
+    return {k: _given(v) if isinstance(v, Mapping) and k != "columns" else v for k, v in raw.items() if v is not None}
 
 
 def _problems(
@@ -225,8 +232,8 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
         lines = "\n  ".join(problems)
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
-    given = {key: value for key, value in raw.items() if value is not None}
-    data = {key: value for key, value in given.pop("data").items() if value is not None}
+    given = _given(raw)
+    data = given.pop("data")
     if isinstance(given.get("targets"), list):
         given["targets"] = tuple(given["targets"])
     return Recipe(data=DataChoice(**data), **given)
@@ -243,7 +250,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         kind = "a folder" if file.is_dir() else "no such file"
         raise ConfigError(f"recipe {path}: {kind}; give a .yaml file, e.g. recipes/quickstart.yaml")
     try:
-        raw = _read_yaml(file.read_text(encoding="utf8"), str(path))
+        raw = read_yaml(file.read_text(encoding="utf8"), str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     if not isinstance(raw, dict):
@@ -259,7 +266,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: If an override has no `=`, or goes below a value that is no mapping.
     """
-    result: dict[str, Any] = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    result: dict[str, Any] = copy.deepcopy(dict(raw))
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted.strip():
@@ -267,53 +274,26 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         *parents, last = dotted.strip().split(".")
         level = result
         for parent in parents:
-            child = level.setdefault(parent, {})
+            child = level[parent] = {} if level.get(parent) is None else level[parent]
             if not isinstance(child, dict):
                 raise ConfigError(f"override {override!r}: {parent} holds {_kind(child)}, so it has no key {last!r}")
             level = child
-        level[last] = _read_yaml(text, f"override {override!r}")
+        level[last] = read_yaml(text, f"override {override!r}")
     return result
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
-    import yaml
-
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
     plain["data"] = {key: value for key, value in plain["data"].items() if value is not None}
     if recipe.data.eval_source:
         plain["data"].pop("eval_fraction")
     if isinstance(recipe.targets, tuple):
         plain["targets"] = list(recipe.targets)
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+    return dump_yaml(plain)
 
 
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "text", type(None): "nothing", dict: "a mapping"}
     return names.get(type(value), f"{value!r}")
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    """Read YAML safely; repeated keys are errors, and `1e-4` is a number as in YAML 1.2."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """SafeLoader with its own copy of the tables that are changed below."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise ConfigError(f"{where}: key {', '.join(sorted(repeated))} appears twice; keep one")
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    number = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    try:
-        return yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, TypeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where} is not valid YAML{line}: {reason}") from error

@@ -158,7 +158,7 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
     The Trainer writes `trainer_state.json` last, so a checkpoint without a readable one is a torn write.
     """
     numbered = [
-        (int(p.name.removeprefix("checkpoint-")), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdigit()
+        (int(p.name.removeprefix("checkpoint-")), p) for p in folder.glob("checkpoint-*") if p.name[11:].isdecimal()
     ]
     for _, checkpoint in sorted(numbered, reverse=True):
         try:

@@ -57,6 +57,7 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
     say(f"data     {recipe.data.source}")
     examples = load_examples(recipe.data)
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
+    say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = find_base_model(recipe.model, recipe.revision)
     chosen = _preset_for(recipe, base)

@@ -7,6 +7,7 @@ name as a last resort. `base_models.find_shape` tries them in order of trust.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final
 
 from .errors import ConfigError
@@ -108,7 +109,8 @@ def size_band(parameters: int) -> SizeBand:
 
 
 _UNITS: Final = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_SIZE = r"(?:(\d+)x)?(\d+(?:\.\d+)?)([KMBT])"
+_SIZE: Final = r"(?:(\d+)x)?(\d+(?:\.\d+)?)([KMBT])"
+_SIZE_IN_NAME: Final = r"(?:(\d+)x)?(\d+(?:[._]\d+)?)([MBT])"  # `4k` in a name is a context length
 
 
 def parameters_from_key(key: str) -> int | None:
@@ -132,14 +134,14 @@ def parameters_from_name(name: str) -> int | None:
     7000000000
     """
     last = name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
-    match = re.search(rf"(?<![A-Za-z0-9.]){_SIZE}(?![A-Za-z0-9])", last, flags=re.IGNORECASE)
+    match = re.search(rf"(?<![A-Za-z0-9.]){_SIZE_IN_NAME}(?![A-Za-z0-9])", last, flags=re.IGNORECASE)
     return _parameters(match) if match else None
 
 
 def _parameters(match: re.Match[str]) -> int | None:
     experts, number, unit = match.groups()
-    total = round(float(number) * _UNITS[unit.upper()] * int(experts or 1))
-    return total or None
+    total = float(number.replace("_", ".")) * _UNITS[unit.upper()] * float(experts or 1)
+    return round(total) or None if isfinite(total) else None
 
 
 _GATED_DECODERS: Final = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
@@ -165,7 +167,7 @@ def shape_from_config(config: Mapping[str, Any], source: str = "config") -> Mode
     layers = _dimension(config, "num_hidden_layers", family)
     vocabulary = _dimension(config, "vocab_size", family)
     heads = _dimension(config, "num_attention_heads", family)
-    head_dim = config.get("head_dim") or hidden // heads
+    head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
     key_value_heads = config.get("num_key_value_heads") or heads
     mlp = _dimension(config, "intermediate_size", family)
 

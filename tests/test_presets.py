@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext import presets
+from hf_lora_ext import choices, presets
+from hf_lora_ext.choices import METHODS, LoraWishes, check_wishes
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.presets import METHODS, LoraWishes, Preset, check_wishes, decide
+from hf_lora_ext.presets import Preset, decide
 from hf_lora_ext.sizes import ModelShape, size_band
 
 CPU = Hardware(kind="cpu")
@@ -78,7 +79,7 @@ def test_batches_and_lengths_are_possible(shape, hardware):
     assert made.accumulation >= 1
     assert made.max_length <= (shape.max_positions or 1024)
     together = made.micro_batch * made.accumulation * hardware.devices
-    assert together <= max(presets.BATCH_EXAMPLES, made.micro_batch * hardware.devices)
+    assert together <= max(choices.BATCH_EXAMPLES, made.micro_batch * hardware.devices)
     assert f"{together} examples" in next(c.why for c in made.choices if c.name == "accumulation")
 
 

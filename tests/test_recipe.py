@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hf_lora_ext.choices import METHODS
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.presets import METHODS
 from hf_lora_ext.recipe import (
     _DATA_RULES,
     _RECIPE_RULES,

@@ -1,0 +1,64 @@
+"""YAML without its traps: no repeated keys, no objects, and `1e-4` is a number, as YAML 1.2 has it."""
+
+import re
+from typing import Any, Final
+
+from .errors import ConfigError
+
+__all__ = ["dump_yaml", "read_yaml"]
+
+_EXPONENT: Final = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+"""A number with an exponent and no dot, which PyYAML (YAML 1.1) takes for text."""
+
+# What PyYAML's constructors let through for a malformed date, number or tag, or for endless nesting.
+_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Return the plain value in a YAML text.
+
+    Args:
+        text: One YAML document.
+        where: What it is, for error messages.
+
+    Raises:
+        ConfigError: If it is not valid YAML, names an object to construct, or repeats a key.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with its own copy of the tables that are changed below."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise ConfigError(f"{where}: key {', '.join(sorted(repeated))} appears twice; keep one")
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Loader.add_implicit_resolver(*_EXPONENT)
+    try:
+        return yaml.load(text, Loader=Loader)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, *_MALFORMED) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"{where} is not valid YAML{line}: {reason}") from error
+
+
+def dump_yaml(value: Any) -> str:
+    """Return YAML that `read_yaml` reads back to an equal value; mappings keep their order."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """SafeDumper that quotes the texts that `read_yaml` would take for numbers."""
+
+    Dumper.add_implicit_resolver(*_EXPONENT)
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
