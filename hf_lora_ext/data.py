@@ -165,10 +165,9 @@ def _usable(rows: Dataset, form: str, choice: DataChoice, source: str) -> tuple[
     short = [i for i, row in enumerate(rows.select_columns([*FORMS[form]])) if _characters(row) <= limit]
     if not short:
         raise ConfigError(f"data {name}: no example has at most {limit} characters; raise data.max_characters")
-    left_out = len(rows) - len(short)
-    return rows.select(short), [
-        f"{left_out:,} examples longer than {limit} characters were left out."
-    ] if left_out else []
+    if len(short) == len(rows):
+        return rows, []
+    return rows.select(short), [f"{len(rows) - len(short):,} examples over {limit} characters were left out."]
 
 
 def _form_of(columns: list[str], name: str) -> str:
