@@ -94,6 +94,9 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
     from trl import SFTConfig
 
     known = {field.name for field in fields(SFTConfig)}
+    # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    overrides = {_renamed(name, checkpointing): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
             raise ConfigError(f"{name!r} is not a field of SFTConfig; {nearest(name, known)}")
@@ -112,19 +115,24 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         # 4-bit adapters are bfloat16 under TRL, which the float16 gradient scaler cannot scale.
         "fp16": fitted.dtype == "float16" and fitted.method == "lora",
         "use_cpu": fitted.hardware.kind == "cpu",
-    }
-    if "gradient_checkpointing" not in overrides:
-        # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-        settings[name] = fitted.activation_checkpointing
+        checkpointing: fitted.activation_checkpointing,
         # Reentrant checkpointing marks LoRA parameters ready twice under DDP (peft issue 313).
-        settings[f"{name}_kwargs"] = {"use_reentrant": False} if fitted.activation_checkpointing else None
+        f"{checkpointing}_kwargs": {"use_reentrant": False},
+    }
     if not fitted.model_is_loaded:
         settings["model_init_kwargs"] = {"dtype": fitted.dtype}
     try:
         return SFTConfig(**(settings | overrides))
     except ValueError as error:
         raise ConfigError(f"SFTConfig refuses these settings: {str(error).splitlines()[0]}") from error
+
+
+def _renamed(field: str, checkpointing: str) -> str:
+    """Return an override's name as the installed transformers knows it."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if field in {name, f"{name}_kwargs"}:
+            return field.replace(name, checkpointing)
+    return field
 
 
 def build_trainer(
