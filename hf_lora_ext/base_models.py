@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from .errors import ConfigError
 from .facts import BaseModelFacts
+from .families import shape_from_config
 from .machine import free_disk_bytes
-from .sizes import ModelShape, parameters_from_key, parameters_from_name, shape_from_config
+from .sizes import ModelShape, parameters_from_key, parameters_from_name
 
 __all__ = ["BaseModel", "find_base_model", "find_shape", "is_loaded_model"]
 
