@@ -12,10 +12,12 @@ import hf_lora_ext
 PACKAGE = Path(hf_lora_ext.__file__).parent
 
 LAYERS = {
-    "errors": 0, "sizes": 0, "hardware": 0, "choices": 0, "presets": 0, "recipe": 0, "facts": 0, "cards": 0,
+    "errors": 0, "sizes": 0, "blocks": 0, "decoders": 0, "older_families": 0, "families": 0,
+    "hardware": 0, "choices": 0, "presets": 0, "recipe": 0, "facts": 0, "cards": 0,
     "resources": 0, "strict_yaml": 0,
     "adapters": 2,
-    "machine": 3, "hub": 3, "base_models": 3, "data": 3, "data_files": 3, "stdlib_docstrings": 3, "plots": 3,
+    "machine": 3, "hub": 3, "base_models": 3, "shape_sources": 3, "data": 3, "data_files": 3, "stdlib_docstrings": 3, 
+    "plots": 3,
     "evaluation": 3, "run_folder": 3,
     "callbacks": 4, "training": 4, "runner": 4,
     "cli": 5, "__init__": 5,
