@@ -199,7 +199,7 @@ def allocate_(tuner: AdaLoraModel, step: int, pattern: RankPattern | None) -> Ra
         for p in factors:
             if p.grad is None:  # a layer that this batch did not reach; the optimizer is already past it
                 p.grad = torch.zeros_like(p)
-        if not all(bool(p.grad.isfinite().all()) for p in factors):
+        if not torch.nn.utils.get_total_norm([p.grad for p in factors]).isfinite():
             return pattern  # float16 overflowed and the optimizer skipped its step; one NaN would stay in the scores
     config.rank_pattern = pattern
     try:

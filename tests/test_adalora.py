@@ -1,6 +1,7 @@
 """AdaLoraCallback in real trainers: each failure of AdaLoRA without it, and that it is gone with it."""
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PAIRS
+from conftest import PAIRS, write_jsonl
 from datasets import Dataset
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -545,3 +546,15 @@ def test_gradients_that_overflowed_leave_the_scores_alone_and_absent_ones_count_
     kept = {"as": [True]}
     assert allocate_(model.base_model, 2, kept) is kept
     assert all(torch.equal(t, scores[n]) for n, t in model.base_model.rankallocator.exp_avg_ipt.items())
+
+
+def test_the_method_cards_example_runs_as_pasted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import hf_lora_ext.callbacks.adalora as module
+
+    card = Path(module.__file__).with_suffix(".md").read_text(encoding="utf8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert "meta-llama/Llama-2-7b-hf" in code
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "examples.jsonl", PAIRS)
+    exec(compile(code.replace("meta-llama/Llama-2-7b-hf", str(tiny_model)), "adalora.md", "exec"), {})
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
