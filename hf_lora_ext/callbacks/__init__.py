@@ -1,7 +1,8 @@
 """Trainer callbacks: each works in TRL's SFTTrainer and in every other Hugging Face trainer."""
 
+from .adalora import AdaLoraCallback
 from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
 from .progress import ProgressLines
 
-__all__ = ["EvaluateAtEnd", "FactsCallback", "ProgressLines"]
+__all__ = ["AdaLoraCallback", "EvaluateAtEnd", "FactsCallback", "ProgressLines"]
