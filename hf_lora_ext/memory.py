@@ -15,14 +15,14 @@ from .sizes import ModelShape
 __all__ = ["MARGIN", "MemoryEstimate", "Plan", "estimate_memory"]
 
 GIB: Final = 2**30
-MARGIN: Final = 0.08
-"""Share of the device-visible estimate that is kept free: the error of the estimate itself."""
+MARGIN: Final = 0.14
+"""Share of the device-visible estimate that is kept free: about twice its mean error on measured runs."""
 CONTEXT_BYTES: Final = 3 * GIB // 2
 """CUDA context, kernels and cuBLAS workspaces on one device, which no allocator sees (intercept of nvidia-smi)."""
 COLLECTIVE_BYTES: Final = GIB
 """Buffers of NCCL on top of it, with several devices."""
 CACHED_LOGIT_BYTES: Final = 5.0
-"""Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (fitted: 2 to 8)."""
+"""Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (rows: 2 to 8)."""
 CACHED_SHARE: Final = 0.7
 """The same where no logits are held, as a share of the chunked loss's workspace (fitted)."""
 FSDP_BLOCKS: Final = 2.25
@@ -128,7 +128,7 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
         **at_peak,
         peak=peak,
         loading=_loading(weights + quantisation, unsharded, plan) + _unpacked_while_loading(block, plan),
-        cached=_cached(block, plan),
+        cached=_cached(block, plan) + (unsharded if plan.shards > 1 else 0),  # FSDP lets 2 gathers be in flight
         context=CONTEXT_BYTES + (COLLECTIVE_BYTES if plan.devices > 1 else 0),
         host=_host(shape, plan, weights + quantisation),
     )

@@ -19,8 +19,8 @@ CARDS = (8, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80)
 """GiB of the cards that fits are judged on."""
 GRID = {
     "CACHED_LOGIT_BYTES": (2.0, 3.0, 4.0, 5.0, 6.0, 7.0),
-    "CONTEXT_BYTES": tuple(round(x * GIB) for x in (0.5, 0.75, 1.0, 1.5, 2.0)),
-    "COLLECTIVE_BYTES": tuple(round(x * GIB) for x in (0.0, 0.5, 1.0, 1.5)),
+    "CONTEXT_BYTES": tuple(round(x * GIB) for x in (1.0, 1.5, 2.0)),
+    "COLLECTIVE_BYTES": tuple(round(x * GIB) for x in (0.5, 1.0, 1.5)),
 }
 """The calibrated constants of what the device shows beyond the allocated, and what is tried for each."""
 BLOCKS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
