@@ -163,8 +163,8 @@ def _copies_input(plan: Plan) -> bool:
 
 
 def _product_bytes(plan: Plan) -> int:
-    """Bytes of what enters the adapter's products; FSDP's peaks say that autocast does not narrow it there."""
-    return plan.compute_bytes if plan.autocast and plan.sharding != "fsdp" else plan.adapter_bytes
+    """Bytes of what enters the adapter's products."""
+    return plan.compute_bytes if plan.autocast else plan.adapter_bytes
 
 
 def _adapter(projection: Projection, plan: Plan) -> int:

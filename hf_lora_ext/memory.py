@@ -25,8 +25,8 @@ CACHED_LOGIT_BYTES: Final = 5.0
 """Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (rows: 2 to 8)."""
 CACHED_SHARE: Final = 0.7
 """The same where no logits are held, as a share of the chunked loss's workspace (fitted)."""
-FSDP_BLOCKS: Final = 2.25
-"""Blocks whose saved activations live at once in FSDP's backward pass; fitted to Mistral, confirmed on Mixtral."""
+FSDP_STREAMS: Final = 2.0
+"""Streams that FSDP 1 holds in its backward pass: the kept inputs, and as much again (Mistral and Mixtral rows)."""
 NF4_BLOCK: Final = 64
 """Weights that share a scale in NF4 (QLoRA, arXiv 2305.14314, section 3)."""
 NF4_SCALES: Final = 256
@@ -147,10 +147,11 @@ def _moments(block: Block, plan: Plan, gradients: int) -> dict[Literal["loss", "
             "step": {"gradients": gradients},
         }
     checkpoints = {"checkpoints": kept_checkpoints(block, plan)}
-    alive = round(layer * (FSDP_BLOCKS if plan.sharding == "fsdp" else 1)) + backward
+    streams = FSDP_STREAMS if plan.sharding == "fsdp" else 1
+    in_block = round(streams * checkpoints["checkpoints"])
     return {
         "loss": {"gradients": kept, "logits": loss, **checkpoints},
-        "block": {"gradients": kept, "workspace": alive, **checkpoints},
+        "block": {"gradients": kept, "workspace": layer + backward, "checkpoints": in_block},
         "step": {"gradients": gradients},
     }
 

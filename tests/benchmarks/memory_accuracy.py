@@ -23,8 +23,8 @@ GRID = {
     "COLLECTIVE_BYTES": tuple(round(x * GIB) for x in (0.5, 1.0, 1.5)),
 }
 """The calibrated constants of what the device shows beyond the allocated, and what is tried for each."""
-BLOCKS = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
-"""What is tried for `FSDP_BLOCKS`, the only calibrated constant of the allocated."""
+STREAMS = (1.0, 1.5, 2.0, 2.5, 3.0)
+"""What is tried for `FSDP_STREAMS`, the only calibrated constant of the allocated."""
 
 
 def predicted(row: Row) -> float:
@@ -118,10 +118,11 @@ def fitted(rows: list[Row]) -> dict[str, float]:
             return sum(abs(error(r)) / weight[r.family, r.plan.base, r.plan.sharding, r.metric] for r in part)
 
     sharded = [row for row in rows if row.metric == "allocated" and row.plan.sharding == "fsdp"]
-    blocks = min(BLOCKS, key=lambda number: score({"FSDP_BLOCKS": number}, sharded))
+    streams = min(STREAMS, key=lambda number: score({"FSDP_STREAMS": number}, sharded))
     visible = [row for row in rows if row.metric != "allocated"]
     trials = [
-        {"FSDP_BLOCKS": blocks, **dict(zip(GRID, values, strict=True))} for values in itertools.product(*GRID.values())
+        {"FSDP_STREAMS": streams, **dict(zip(GRID, values, strict=True))}
+        for values in itertools.product(*GRID.values())
     ]
     return min(trials, key=lambda trial: score(trial, visible))
 
