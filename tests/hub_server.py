@@ -11,8 +11,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import prod
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from safetensors import safe_open
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LICENSE = "apache-2.0"
@@ -30,14 +33,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         self.log.append(f"{self.command} {path}")
         if path.startswith("api/models/"):
-            self._model_api(path.removeprefix("api/models/").split("/"))
+            self._model_api(path.removeprefix("api/models/").split("/"), parse_qs(urlsplit(self.path).query))
         elif "/resolve/" in path:
             name, _, rest = path.partition("/resolve/")
             self._file(name, rest.split("/", 1)[1])
         else:
             self._answer(404, {"error": "not found"})
 
-    def _model_api(self, parts: list[str]) -> None:
+    def _model_api(self, parts: list[str], query: Mapping[str, list[str]]) -> None:
         name, rest = "/".join(parts[:2]), parts[2:]
         folder = self.repositories.get(name)
         if folder is None:
@@ -49,6 +52,10 @@ class _Handler(BaseHTTPRequestHandler):
                 {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in folder.iterdir()
             ]
             self._answer(200, [] if len(rest) > 2 else listed)
+        elif "safetensors" in query.get("expand", []):
+            elements = _stored_elements(folder)
+            counted = {"safetensors": {"parameters": elements, "total": sum(elements.values())}} if elements else {}
+            self._answer(200, {"id": name, **counted})
         else:
             names = [{"rfilename": f.name} for f in folder.iterdir()]
             card = {"license": LICENSE}
@@ -84,6 +91,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay silent; `log` has it."""
+
+
+def _stored_elements(folder: Path) -> dict[str, int]:
+    """Count the elements of each dtype in a folder's safetensors files, as the Hub does when they are pushed."""
+    elements: dict[str, int] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                tensor = tensors.get_slice(name)
+                elements[tensor.get_dtype()] = elements.get(tensor.get_dtype(), 0) + prod(tensor.get_shape())
+    return elements
 
 
 @contextmanager
