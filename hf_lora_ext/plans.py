@@ -65,15 +65,13 @@ class Plan:
     accumulation: int = 1
     """Micro-batches an optimizer step; above 1 the gradients stay during the next forward pass."""
     packing: bool = False
-    """Whether examples are packed into full sequences without padding."""
+    """Whether examples are packed without padding; costs no bytes of itself, but sets `padding_mask` apart."""
     padding_mask: bool = False
     """Whether a padding mask reaches the attention, for which sdpa repeats grouped keys and values."""
     checkpointing: bool = True
     """Whether each block keeps only its input and is computed again in the backward pass."""
     checkpoint_offload: bool = False
     """Whether the kept block inputs wait in host memory (Unsloth)."""
-    input_grads: bool = True
-    """Whether the embeddings' output requires grad (`enable_input_require_grads`, needed for checkpointing)."""
     attention: Attention = "sdpa"
     """Kernel of the attention; `eager` keeps its weights for every pair of tokens."""
     fused_kernels: bool = False

@@ -270,7 +270,6 @@ def _plan(record: dict[str, str]) -> Plan:
         experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
         keeps_packed_inputs=litgpt and base == "nf4",
         loads_whole=litgpt and number > 1,
-        input_grads=record["grad_ckpt"].startswith("yes"),
         attention="flash" if "FA2" in notes or "FA2" in method else "sdpa",
         padding_mask=peft_suite,
         fused_kernels=fused,
