@@ -19,6 +19,7 @@ from .errors import ConfigError
 from .facts import BaseModelFacts
 from .families import shape_from_config
 from .machine import free_disk_bytes
+from .popular_models import popular_config
 from .shape_sources import (
     shape_from_dimensions,
     shape_from_folder,
@@ -162,7 +163,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def find_shape(model: Any) -> tuple[ModelShape, str | None]:
+def find_shape(model: Any, *, ask_hub: bool = True) -> tuple[ModelShape, str | None]:
     """Return a model's shape and its id.
 
     A config is read by its family's closed form, else built on the meta device; a model whose family is unknown is
@@ -170,10 +171,14 @@ def find_shape(model: Any) -> tuple[ModelShape, str | None]:
 
     Args:
         model: A size key, a Hub id, a local folder, a config (object or mapping), or a loaded model.
+        ask_hub: Whether a popular model is looked up on the Hub all the same; without, its shipped config answers
+            at once.
 
     Raises:
         ConfigError: If the size cannot be told.
     """
+    if isinstance(model, str) and not ask_hub and (shape := _shipped_shape(model)) is not None:
+        return shape, model
     if isinstance(model, (str, os.PathLike)):
         return _shape_by_name(os.fspath(model))
     if isinstance(model, Mapping):
@@ -211,12 +216,17 @@ def _shape_by_name(name: str) -> tuple[ModelShape, str | None]:
     return _shape_on_hub(name), name
 
 
+def _shipped_shape(name: str) -> ModelShape | None:
+    config = popular_config(name)
+    return None if config is None else _shape_of_config(dict(config), "the config shipped for this popular model")
+
+
 def _shape_on_hub(name: str) -> ModelShape:
     from . import hub
 
     config = hub.model_config(name)
     if config is None:
-        shape = _shape_of_name(name, "no config.json within reach")
+        shape = _shipped_shape(name) or _shape_of_name(name, "no config.json within reach")
         away = "its size is not known here, the Hub is out of reach and its name states none"
     else:
         said = "config.json on the Hub"

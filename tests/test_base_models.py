@@ -99,13 +99,17 @@ def test_a_downloaded_model_is_found_when_the_hub_is_away(tiny_model: Path, tmp_
     assert Path(found["path"]).is_dir()
 
 
-def test_away_from_the_hub_a_preset_takes_the_size_from_the_name_and_a_run_is_refused(tmp_path: Path):
+def test_away_from_the_hub_a_preset_knows_the_size_and_a_run_is_refused(tmp_path: Path):
     assert (
         "is not a folder here, the Hub is out of reach" in find("meta-llama/Llama-2-7b-hf", NOWHERE, tmp_path)["error"]
     )
-    preset_only = "from hf_lora_ext import preset; print(preset('meta-llama/Llama-2-7b-hf').shape.source)"
-    result = run_python("-c", preset_only, HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path))
-    assert result.stdout.strip() == "its name (no config.json within reach)"
+    for name, source in (
+        ("meta-llama/Llama-2-7b-hf", "the config shipped for this popular model (llama, exact)"),
+        ("somebody/new-7b", "its name (no config.json within reach)"),
+    ):
+        preset_only = f"from hf_lora_ext import preset; print(preset({name!r}).shape.source)"
+        result = run_python("-c", preset_only, HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path))
+        assert result.stdout.strip() == source
     assert "its name states none" in find("some/model", NOWHERE, tmp_path)["error"]
 
 

@@ -11,7 +11,10 @@ import click
 
 __all__ = ["main"]
 
-VERBS: Final = {"train": "Train the LoRA adapter that a recipe describes."}
+VERBS: Final = {
+    "plan": "Say what memory a run needs, by component, and what fits.",
+    "train": "Train the LoRA adapter that a recipe describes.",
+}
 """Verb → the first line of its help, so that `hf-lora --help` loads no verb."""
 
 
