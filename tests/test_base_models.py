@@ -61,14 +61,16 @@ def test_a_name_that_the_hub_does_not_know_is_said_at_once(tiny_model: Path, tmp
         assert "is not on the Hub, or is private" in find("me/tinny-7b", endpoint, tmp_path)["error"]
 
 
-def test_a_gated_model_still_gets_a_preset_from_its_name(tiny_model: Path, tmp_path: Path):
-    with hub_on_loopback({"meta-llama/Llama-2-7b-hf": tiny_model}, gated=frozenset({"meta-llama/Llama-2-7b-hf"})) as (
-        endpoint,
-        _,
-    ):
-        found = find("meta-llama/Llama-2-7b-hf", endpoint, tmp_path)
-    assert found["parameters"] == 7 * 10**9
-    assert found["source"].startswith("its name")
+def test_a_gated_model_still_gets_a_preset(tiny_model: Path, tmp_path: Path):
+    gated = {"me/gated-7b": tiny_model, "meta-llama/Llama-2-7b-hf": tiny_model}
+    with hub_on_loopback(gated, gated=frozenset(gated)) as (endpoint, _):
+        named = find("me/gated-7b", endpoint, tmp_path)
+        shipped = find("meta-llama/Llama-2-7b-hf", endpoint, tmp_path)
+    assert (named["parameters"], named["source"].partition(" (")[0]) == (7 * 10**9, "its name")
+    assert (shipped["parameters"], shipped["source"].partition(" (")[0]) == (
+        6_738_415_616,
+        "the config shipped for this popular model",
+    )
 
 
 def test_the_quickstarts_model_comes_from_the_hub_where_it_is_in_reach(
