@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .choices import Choice, LoraWishes, Method, all_choices, check_wishes, short_count
 from .hardware import Hardware, declared_hardware
+from .methods import METHOD_FACTS
+from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
+    from peft import LoraConfig, PeftConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig
 
 __all__ = ["Preset", "decide", "preset"]
@@ -38,7 +40,7 @@ class Preset:
     hardware: Hardware
     """What it was made for."""
     method: Method
-    """How the base is held while training: `lora` in its own precision, `qlora` in 4 bits."""
+    """What is trained and how the base is held, a name in `methods.METHODS`."""
     rank: int
     """LoRA rank of every adapted layer."""
     alpha: int
@@ -49,6 +51,22 @@ class Preset:
     """Module names that get an adapter, or `all-linear`."""
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the base weights and of the matrix products."""
+    init: str
+    """How the adapter's factors start, a name in `methods.INITS`."""
+    virtual_tokens: int
+    """Length of the learned prefix; 0 without one."""
+    adapter_dtype: Literal["float32", "bfloat16"]
+    """Precision of the adapter's weights while they train."""
+    optimizer: str
+    """A name in `run_choices.OPTIMIZERS`."""
+    attention: str
+    """Attention kernel, by its transformers name."""
+    packing: bool
+    """Whether several examples share a row."""
+    sharding: Sharding
+    """How several devices share the work."""
+    reentrant: bool
+    """Which kind of activation checkpointing, where it is on."""
     learning_rate: float
     """Peak learning rate of AdamW."""
     scheduler: str
@@ -73,15 +91,20 @@ class Preset:
     """Whether it was made for a model in memory, so that a trainer has nothing to load."""
 
     @property
-    def peft_config(self) -> LoraConfig:
-        """A new peft `LoraConfig` with this preset's adapter (or a copy of the user's own)."""
-        from .training import lora_config
+    def bits(self) -> Literal[4, 8] | None:
+        """Bits of a weight of the base while training; None for its own precision."""
+        return METHOD_FACTS[self.method].bits
 
-        return lora_config(self)
+    @property
+    def peft_config(self) -> PeftConfig:
+        """A new peft configuration of this preset's adapter (or a copy of the user's own)."""
+        from .training import adapter_config
+
+        return adapter_config(self)
 
     @property
     def quantization_config(self) -> BitsAndBytesConfig | None:
-        """A new transformers `BitsAndBytesConfig` for `qlora`, None for `lora`."""
+        """A new transformers `BitsAndBytesConfig` where the base is quantised, else None."""
         from .training import quantization_config
 
         return quantization_config(self)
@@ -106,6 +129,22 @@ class Preset:
         from .training import sft_config
 
         return sft_config(self, output_dir, **overrides)
+
+    def optimizer_cls_and_kwargs(self, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+        """Return what the trainer's argument of this name takes: LoRA+'s optimizer, None for the other choices.
+
+        Args:
+            args: The trainer's configuration, which the learning rate and Adam's settings are read from.
+        """
+        from .training import optimizer_cls_and_kwargs
+
+        return optimizer_cls_and_kwargs(self, args)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Return new trainer callbacks that the method and the initialisation need; often none."""
+        from .training import method_callbacks
+
+        return method_callbacks(self)
 
     def explain(self) -> str:
         """Return a table of every value, why it was chosen, and its source."""
@@ -147,6 +186,11 @@ def preset(
     dropout: float | None = None,
     targets: str | Sequence[str] | None = None,
     lora_config: LoraConfig | None = None,
+    init: str | None = None,
+    optimizer: str | None = None,
+    attention: str | None = None,
+    packing: bool | None = None,
+    sharding: Sharding | None = None,
     gpu_memory_gib: float | None = None,
     gpus: int | None = None,
 ) -> Preset:
@@ -158,12 +202,18 @@ def preset(
     Args:
         model: A size key (`"7B"`, `"1.3b"`), a Hub id, a local folder, a config (object or mapping), or a loaded
             model.
-        method: `"lora"`, or `"qlora"` for a base held in 4-bit NF4 with double quantisation.
+        method: `"lora"`, `"rslora"`, `"dora"`, `"adalora"`, `"prefix"`; `"qlora"` or `"qdora"` for a base held in
+            4-bit NF4 with double quantisation, `"qlora8"` for one in 8 bits.
         rank: Overrides the rank of the size band.
         alpha: Overrides alpha = 2 x rank.
         dropout: Overrides the adapter's dropout, from 0 up to 1.
         targets: Overrides the adapted modules: `"all-linear"` or module names.
         lora_config: Your own `peft.LoraConfig`; excludes the four above.
+        init: How the factors start: `"default"`, `"gaussian"`, `"orthogonal"`, `"pissa"`, `"olora"`, `"mica"`.
+        optimizer: `"adamw"`, `"paged_adamw_8bit"`, or `"loraplus"` (see `Preset.optimizer_cls_and_kwargs`).
+        attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package and allow packing.
+        packing: Whether several examples share a row; on by default where the attention keeps them apart.
+        sharding: `"none"`, `"ddp"`, `"fsdp"` or `"zero3"`; by default `"ddp"` for several devices.
         gpu_memory_gib: Memory of one GPU in GiB, to plan for a machine that is not this one.
         gpus: Number of GPUs, likewise.
 
@@ -174,10 +224,12 @@ def preset(
     from .machine import find_hardware
 
     wishes = LoraWishes(rank=rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets))
+    run = RunWishes(init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding)
     check_wishes(method, wishes, lora_config)
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
+    check_run(method, run, hardware, lora_config)
     shape, model_id = find_shape(model)
-    decided = decide(shape, hardware, method=method, wishes=wishes, lora_config=lora_config, model_id=model_id)
+    decided = decide(shape, hardware, method=method, wishes=wishes, lora_config=lora_config, run=run, model_id=model_id)
     return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
@@ -192,10 +244,11 @@ def decide(
     method: Method = "lora",
     wishes: LoraWishes | None = None,
     lora_config: LoraConfig | None = None,
+    run: RunWishes | None = None,
     model_id: str | None = None,
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
-    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config)
+    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes())
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,

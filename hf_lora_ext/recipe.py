@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .choices import METHODS, LoraWishes, Method
+from .choices import LoraWishes, check_wishes
 from .errors import ConfigError, nearest
+from .methods import INITS, METHODS, Method, check_features
+from .run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
 from .strict_yaml import dump_yaml, read_yaml
 
 __all__ = [
@@ -65,7 +67,9 @@ class Recipe:
     revision: str | None = None
     """Revision of the base model on the Hub."""
     method: Method = "lora"
-    """`lora`, or `qlora` for a 4-bit base."""
+    """What is trained and how the base is held: a name in `methods.METHODS`."""
+    init: str | None = None
+    """How the adapter's factors start: a name in `methods.INITS`."""
     rank: int | None = None
     """Overrides the preset's rank."""
     alpha: int | None = None
@@ -74,6 +78,12 @@ class Recipe:
     """Overrides the preset's adapter dropout."""
     targets: str | tuple[str, ...] | None = None
     """Overrides the preset's adapted modules."""
+    optimizer: str | None = None
+    """A name in `run_choices.OPTIMIZERS`."""
+    attention: str | None = None
+    """Attention kernel, by its transformers name."""
+    sharding: Sharding | None = None
+    """How several devices share the work."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """SFTConfig fields that replace the preset's."""
     samples: int = 3
@@ -85,6 +95,11 @@ class Recipe:
     def wishes(self) -> LoraWishes:
         """What the recipe fixes of the adapter."""
         return LoraWishes(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+
+    @property
+    def run_wishes(self) -> RunWishes:
+        """What the recipe fixes of the run."""
+        return RunWishes(init=self.init, optimizer=self.optimizer, attention=self.attention, sharding=self.sharding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +140,10 @@ _RECIPE_RULES: Final = {
     "data": _Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
     "revision": _TEXT,
     "method": _one_of(*METHODS),
+    "init": _one_of(*INITS),
+    "optimizer": _one_of(*OPTIMIZERS),
+    "attention": _one_of(*ATTENTIONS),
+    "sharding": _one_of(*SHARDINGS),
     "rank": _FROM_1,
     "alpha": _FROM_1,
     "dropout": _FRACTION,
@@ -201,7 +220,25 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
             problems.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
         if training.get("bf16") and training.get("fp16"):
             problems.append("training.bf16 and training.fp16 exclude each other; remove one")
-    return problems
+    return problems or _conflicts(raw)
+
+
+def _conflicts(raw: Mapping[str, Any]) -> list[str]:
+    """Return what does not work together among values that are each right, from the table that presets use."""
+    method = raw.get("method", "lora")
+    run = RunWishes(**{name: raw.get(name) for name in RunWishes.__slots__})
+    targets = raw.get("targets")
+    adapter = {name: raw.get(name) for name in ("rank", "alpha", "dropout")}
+    training = raw.get("training", {})
+    try:
+        check_run(method, run)
+        check_wishes(method, LoraWishes(**adapter, targets=tuple(targets) if isinstance(targets, list) else targets))
+        asked = {"checkpointing"} if training.get("gradient_checkpointing") else set()
+        asked |= {"packing"} if training.get("packing") else set()
+        check_features(run_features(method, run) | asked)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _given(raw: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -77,6 +77,10 @@ def _preset_for(recipe: Recipe, base: BaseModel) -> Preset:
         alpha=recipe.alpha,
         dropout=recipe.dropout,
         targets=targets,
+        init=recipe.init,
+        optimizer=recipe.optimizer,
+        attention=recipe.attention,
+        sharding=recipe.sharding,
     )
 
 
@@ -154,11 +158,12 @@ def _portable_recipe(recipe: Recipe) -> str:
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
-    from .adapters import adapter_bytes
+    from .adapters import adapter_bytes, save_adapter
     from .evaluation import answer_samples
     from .plots import plot_loss
 
-    trainer.model.save_pretrained(str(folder.root))
+    initial = folder.checkpoints / "initial_adapter"
+    save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
     trainer.processing_class.save_pretrained(str(folder.root))
     facts = read_facts(folder.facts)
     rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))

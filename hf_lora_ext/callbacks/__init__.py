@@ -2,6 +2,7 @@
 
 from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
+from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
 
-__all__ = ["EvaluateAtEnd", "FactsCallback", "ProgressLines"]
+__all__ = ["EvaluateAtEnd", "FactsCallback", "PlainAdapterCallback", "ProgressLines"]
