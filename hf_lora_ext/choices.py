@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from .advice import Advice
 from .decisions import Choice
 from .errors import ConfigError, nearest
 from .hardware import Hardware
@@ -92,9 +93,10 @@ def all_choices(
     wishes: LoraWishes,
     lora_config: LoraConfig | None,
     run: RunWishes,
+    advice: Advice | None = None,
 ) -> tuple[Choice, ...]:
     """Return every value of a preset, in the order in which `explain` shows them."""
-    adapter = _adapter(shape, method, wishes) if lora_config is None else _own_adapter(lora_config)
+    adapter = _adapter(shape, method, wishes, advice) if lora_config is None else _own_adapter(lora_config)
     return (
         *adapter,
         *_precision(method, hardware),
@@ -104,34 +106,36 @@ def all_choices(
     )
 
 
-def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes) -> tuple[Choice, ...]:
+def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advice | None) -> tuple[Choice, ...]:
     if method == "prefix":
         return _no_factors()
-    band = size_band(shape.parameters)
-    rank = wishes.rank or band.rank
-    yours = "given by you"
+    advised = {line.name: line for line in advice.lines} if advice else {}
+    rank = _given("rank", wishes) or advised.get("rank") or _band_rank(shape)
     return (
-        Choice(name="rank", value=rank, why=yours, source="rank=")
-        if wishes.rank
-        else Choice(
-            name="rank",
-            value=rank,
-            why=_band_text(band.above, band.up_to),
-            source=f"size key, anchor {band.anchor}",
-        ),
-        Choice(name="alpha", value=wishes.alpha, why=yours, source="alpha=") if wishes.alpha else _alpha(method, rank),
-        Choice(name="dropout", value=wishes.dropout, why=yours, source="dropout=")
-        if wishes.dropout is not None
-        else Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
-        Choice(name="targets", value=wishes.targets, why=yours, source="targets=")
-        if wishes.targets
-        else Choice(
+        rank,
+        _given("alpha", wishes) or _alpha(method, rank.value),
+        _given("dropout", wishes)
+        or advised.get("dropout")
+        or Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
+        _given("targets", wishes)
+        or Choice(
             name="targets",
             value="all-linear",
             why="every linear layer but the head; the MLP matters most",
             source=f"{QLORA}; {WITHOUT_REGRET}",
         ),
     )
+
+
+def _given(name: str, wishes: LoraWishes) -> Choice | None:
+    value = getattr(wishes, name)
+    return None if value is None else Choice(name=name, value=value, why="given by you", source=f"{name}=")
+
+
+def _band_rank(shape: ModelShape) -> Choice:
+    band = size_band(shape.parameters)
+    why = _band_text(band.above, band.up_to)
+    return Choice(name="rank", value=band.rank, why=why, source=f"size key, anchor {band.anchor}")
 
 
 def _alpha(method: Method, rank: int) -> Choice:

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from .advice import Advice, Task, advise, check_question
 from .choices import Choice, LoraWishes, Method, all_choices, check_wishes, short_count
+from .errors import ConfigError
 from .hardware import Hardware, declared_hardware
+from .launch import accelerate_config
 from .methods import METHOD_FACTS
 from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
+from .strict_yaml import dump_yaml
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
@@ -85,6 +89,8 @@ class Preset:
     """Whether activations are recomputed in the backward pass to save memory."""
     choices: tuple[Choice, ...]
     """Every value above with its reason and source."""
+    warnings: tuple[Choice, ...] = ()
+    """Risks that the advice for an automatic rank sees."""
     own_lora_config: LoraConfig | None = None
     """The user's own LoraConfig, which then replaces the adapter's part."""
     model_is_loaded: bool = False
@@ -146,12 +152,50 @@ class Preset:
 
         return method_callbacks(self)
 
+    def accelerate_config(
+        self,
+        *,
+        machines: int = 1,
+        machine_rank: int = 0,
+        main_process_ip: str | None = None,
+        main_process_port: int | None = None,
+    ) -> dict[str, Any]:
+        """Return what `accelerate launch --config_file` takes, as a mapping.
+
+        Args:
+            machines: Machines that take part, each with this preset's devices.
+            machine_rank: This machine's number, from 0.
+            main_process_ip: Address of machine 0, needed for several.
+            main_process_port: Its port.
+
+        Raises:
+            ConfigError: If the numbers do not fit the preset's sharding.
+        """
+        return accelerate_config(
+            sharding=self.sharding,
+            devices=self.hardware.devices,
+            dtype=self.dtype,
+            bits=self.bits,
+            on_cpu=self.hardware.kind == "cpu",
+            machines=machines,
+            machine_rank=machine_rank,
+            main_process_ip=main_process_ip,
+            main_process_port=main_process_port,
+        )
+
+    def accelerate_yaml(self, **machines: Any) -> str:
+        """Return `accelerate_config`, which takes the same arguments, as the YAML text of the file."""
+        return dump_yaml(self.accelerate_config(**machines))
+
     def explain(self) -> str:
         """Return a table of every value, why it was chosen, and its source."""
         about = self.model_id or "a model of this size"
         head = f"preset for {about}: {short_count(self.shape.parameters)} parameters, from {self.shape.source}"
         rows = [("setting", "value", "why", "source")]
         rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.choices]
+        if self.warnings:
+            rows += [("", "", "", ""), ("look out for", "", "", "")]
+            rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.warnings]
         return f"{head}\nhardware: {self.hardware}\n\n{_table(rows, widths=(24, 20, 46, 44))}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,6 +206,7 @@ class Preset:
             "shape": asdict(self.shape),
             "hardware": asdict(self.hardware),
             "choices": [asdict(choice) for choice in self.choices],
+            "warnings": [asdict(warning) for warning in self.warnings],
             "own_lora_config": None if self.own_lora_config is None else _config_dict(self.own_lora_config),
         }
 
@@ -174,18 +219,21 @@ def _config_dict(config: LoraConfig) -> dict[str, Any]:
     return {key: value if isinstance(value, known) else str(value) for key, value in plain.items()}
 
 
-_NESTED: Final = {"shape", "hardware", "choices", "targets", "own_lora_config"}
+_NESTED: Final = {"shape", "hardware", "choices", "warnings", "targets", "own_lora_config"}
 
 
 def preset(
     model: Any,
     *,
     method: Method = "lora",
-    rank: int | None = None,
+    rank: int | Literal["auto"] | None = None,
     alpha: int | None = None,
     dropout: float | None = None,
     targets: str | Sequence[str] | None = None,
     lora_config: LoraConfig | None = None,
+    task: Task | None = None,
+    examples: int | None = None,
+    tokens: int | None = None,
     init: str | None = None,
     optimizer: str | None = None,
     attention: str | None = None,
@@ -204,11 +252,14 @@ def preset(
             model.
         method: `"lora"`, `"rslora"`, `"dora"`, `"adalora"`, `"prefix"`; `"qlora"` or `"qdora"` for a base held in
             4-bit NF4 with double quantisation, `"qlora8"` for one in 8 bits.
-        rank: Overrides the rank of the size band.
+        rank: Overrides the rank of the size band; `"auto"` takes `advice.advise`'s for the next three.
         alpha: Overrides alpha = 2 x rank.
         dropout: Overrides the adapter's dropout, from 0 up to 1.
         targets: Overrides the adapted modules: `"all-linear"` or module names.
         lora_config: Your own `peft.LoraConfig`; excludes the four above.
+        task: What is learned: `"style"`, `"classification"`, `"chat"`, `"code"` or `"domain"`.
+        examples: Training examples.
+        tokens: Training tokens that the loss counts.
         init: How the factors start: `"default"`, `"gaussian"`, `"orthogonal"`, `"pissa"`, `"olora"`, `"mica"`.
         optimizer: `"adamw"`, `"paged_adamw_8bit"`, or `"loraplus"` (see `Preset.optimizer_cls_and_kwargs`).
         attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package and allow packing.
@@ -223,14 +274,40 @@ def preset(
     from .base_models import find_shape, is_loaded_model
     from .machine import find_hardware
 
-    wishes = LoraWishes(rank=rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets))
+    asks = _asks_for_advice(rank, task, examples, tokens)
+    if asks and (method == "prefix" or lora_config is not None):
+        owner = "method prefix" if method == "prefix" else "lora_config"
+        raise ConfigError(f"{owner} leaves no rank to choose; leave rank='auto' out")
+    wishes = LoraWishes(
+        rank=None if rank == "auto" else rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets)
+    )
     run = RunWishes(init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding)
     check_wishes(method, wishes, lora_config)
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
     check_run(method, run, hardware, lora_config)
     shape, model_id = find_shape(model)
-    decided = decide(shape, hardware, method=method, wishes=wishes, lora_config=lora_config, run=run, model_id=model_id)
+    advice = advise(shape, task=task, examples=examples, tokens=tokens) if asks else None
+    decided = decide(
+        shape,
+        hardware,
+        method=method,
+        wishes=wishes,
+        lora_config=lora_config,
+        run=run,
+        advice=advice,
+        model_id=model_id,
+    )
     return replace(decided, model_is_loaded=is_loaded_model(model))
+
+
+def _asks_for_advice(rank: Any, task: str | None, examples: int | None, tokens: int | None) -> bool:
+    """Tell whether the rank is to be advised, and raise for a question without it or one that cannot be."""
+    question = {"task": task, "examples": examples, "tokens": tokens}
+    given = [name for name, value in question.items() if value is not None]
+    if given and rank != "auto":
+        raise ConfigError(f"{given[0]} is for rank='auto'; add it, or leave {given[0]} out")
+    check_question(task, examples, tokens)
+    return bool(rank == "auto")
 
 
 def _as_targets(targets: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -245,16 +322,18 @@ def decide(
     wishes: LoraWishes | None = None,
     lora_config: LoraConfig | None = None,
     run: RunWishes | None = None,
+    advice: Advice | None = None,
     model_id: str | None = None,
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
-    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes())
+    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes(), advice)
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,
         shape=shape,
         hardware=hardware,
         choices=choices,
+        warnings=advice.warnings if advice else (),
         own_lora_config=lora_config,
         **value,
     )

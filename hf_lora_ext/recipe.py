@@ -9,8 +9,9 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from .advice import TASKS, Task
 from .choices import LoraWishes, check_wishes
 from .errors import ConfigError, nearest
 from .methods import INITS, METHODS, Method, check_features
@@ -70,8 +71,10 @@ class Recipe:
     """What is trained and how the base is held: a name in `methods.METHODS`."""
     init: str | None = None
     """How the adapter's factors start: a name in `methods.INITS`."""
-    rank: int | None = None
-    """Overrides the preset's rank."""
+    rank: int | Literal["auto"] | None = None
+    """Overrides the preset's rank; `auto` takes the advice for task and examples."""
+    task: Task | None = None
+    """What is learned, for `rank: auto`: a name in `advice.TASKS`."""
     alpha: int | None = None
     """Overrides the preset's alpha."""
     dropout: float | None = None
@@ -94,7 +97,8 @@ class Recipe:
     @property
     def wishes(self) -> LoraWishes:
         """What the recipe fixes of the adapter."""
-        return LoraWishes(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+        rank = None if self.rank == "auto" else self.rank
+        return LoraWishes(rank=rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
 
     @property
     def run_wishes(self) -> RunWishes:
@@ -144,7 +148,8 @@ _RECIPE_RULES: Final = {
     "optimizer": _one_of(*OPTIMIZERS),
     "attention": _one_of(*ATTENTIONS),
     "sharding": _one_of(*SHARDINGS),
-    "rank": _FROM_1,
+    "rank": _Rule(lambda v: v == "auto" or _is_whole(v, 1), "a whole number from 1, or auto"),
+    "task": _one_of(*TASKS),
     "alpha": _FROM_1,
     "dropout": _FRACTION,
     "targets": _Rule(
@@ -230,6 +235,10 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     targets = raw.get("targets")
     adapter = {name: raw.get(name) for name in ("rank", "alpha", "dropout")}
     training = raw.get("training", {})
+    if "task" in raw and raw.get("rank") != "auto":
+        return ["task: is for rank: auto; add it, or leave task out"]
+    if adapter["rank"] == "auto" and method != "prefix":
+        adapter["rank"] = None
     try:
         check_run(method, run)
         check_wishes(method, LoraWishes(**adapter, targets=tuple(targets) if isinstance(targets, list) else targets))

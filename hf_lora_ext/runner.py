@@ -60,7 +60,7 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = find_base_model(recipe.model, recipe.revision)
-    chosen = _preset_for(recipe, base)
+    chosen = _preset_for(recipe, base, len(examples.train))
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
@@ -68,7 +68,7 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
         return _train(recipe, folder, examples, base, chosen, say)
 
 
-def _preset_for(recipe: Recipe, base: BaseModel) -> Preset:
+def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
     targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
     return preset(
         base.path,
@@ -77,6 +77,8 @@ def _preset_for(recipe: Recipe, base: BaseModel) -> Preset:
         alpha=recipe.alpha,
         dropout=recipe.dropout,
         targets=targets,
+        task=recipe.task,
+        examples=examples if recipe.rank == "auto" else None,
         init=recipe.init,
         optimizer=recipe.optimizer,
         attention=recipe.attention,

@@ -13,7 +13,7 @@ PACKAGE = Path(hf_lora_ext.__file__).parent
 
 LAYERS = {
     "errors": 0, "sizes": 0, "hardware": 0, "choices": 0, "presets": 0, "recipe": 0, "facts": 0, "cards": 0,
-    "resources": 0, "strict_yaml": 0, "methods": 0, "decisions": 0, "run_choices": 0,
+    "resources": 0, "strict_yaml": 0, "methods": 0, "decisions": 0, "run_choices": 0, "launch": 0, "advice": 0,
     "adapters": 2,
     "machine": 3, "hub": 3, "base_models": 3, "data": 3, "data_files": 3, "stdlib_docstrings": 3, "plots": 3,
     "evaluation": 3, "run_folder": 3,

@@ -18,7 +18,7 @@ CPU = Hardware(kind="cpu")
 NEW_CARD = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True, name="A10G")
 OLD_CARD = Hardware(kind="cuda", memory_gib=16, name="Tesla T4")
 MAC = Hardware(kind="mps", name="Apple GPU")
-UNDECIDED = {"model_id", "shape", "hardware", "choices", "own_lora_config", "model_is_loaded"}
+UNDECIDED = {"model_id", "shape", "hardware", "choices", "own_lora_config", "model_is_loaded", "warnings"}
 
 shapes = st.builds(
     ModelShape,
