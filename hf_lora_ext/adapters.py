@@ -37,7 +37,7 @@ def describe_adapter(model: PeftModel) -> dict[str, Any]:
     summary = {
         "kind": config.get("peft_type"),
         "task_type": config.get("task_type"),
-        "rank": config.get("r"),
+        "rank": config.get("target_r", config.get("r")),  # AdaLoRA ignores `r`; its target is the mean rank
         "alpha": config.get("lora_alpha"),
         "dropout": config.get("lora_dropout"),
         "targets": config.get("target_modules"),

@@ -13,12 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from .errors import ConfigError
 from .facts import BaseModelFacts
+from .families import shape_from_config
 from .machine import free_disk_bytes
-from .sizes import ModelShape, parameters_from_key, parameters_from_name, shape_from_config
+from .shape_sources import (
+    shape_from_dimensions,
+    shape_from_folder,
+    shape_from_index,
+    shape_from_tensors,
+    shape_on_meta_device,
+)
+from .sizes import ModelShape, parameters_from_key, parameters_from_name
 
 __all__ = ["BaseModel", "find_base_model", "find_shape", "is_loaded_model"]
 
@@ -157,6 +165,9 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 def find_shape(model: Any) -> tuple[ModelShape, str | None]:
     """Return a model's shape and its id.
 
+    A config is read by its family's closed form, else built on the meta device; a model whose family is unknown is
+    counted by its stored weights, estimated from its dimensions, or believed by its name. `source` says which.
+
     Args:
         model: A size key, a Hub id, a local folder, a config (object or mapping), or a loaded model.
 
@@ -188,7 +199,7 @@ def _shape_by_name(name: str) -> tuple[ModelShape, str | None]:
         return ModelShape(parameters=parameters, source=f"the size key {name}"), None
     folder = Path(name)
     if folder.is_dir():
-        return _shape_of_config(_config_in(folder), "config.json"), name
+        return _shape_in(folder), name
     if _looks_like_a_path(name):
         raise ConfigError(
             f"model {name}: no such folder; give a folder with config.json, a Hub id, or a size such as '7B'"
@@ -197,17 +208,40 @@ def _shape_by_name(name: str) -> tuple[ModelShape, str | None]:
         raise ConfigError(
             f"model {name!r} is not a size key such as '7B' or '1.3b', nor a folder, nor a Hub id (owner/name)"
         )
+    return _shape_on_hub(name), name
+
+
+def _shape_on_hub(name: str) -> ModelShape:
     from . import hub
 
     config = hub.model_config(name)
-    if config is not None:
-        return _shape_of_config(config, "config.json on the Hub"), name
-    if (parameters := parameters_from_name(name)) is not None:
-        return ModelShape(parameters=parameters, source="its name (no config.json within reach)"), name
-    raise ConfigError(
-        f"model {name}: its size is not known here, the Hub is out of reach and its name states none; "
-        "give a local folder, a config, or a size key such as '7B'"
-    )
+    if config is None:
+        shape = _shape_of_name(name, "no config.json within reach")
+        away = "its size is not known here, the Hub is out of reach and its name states none"
+    else:
+        said = "config.json on the Hub"
+        shape = _computed_shape(config, said)
+        if shape is None and (elements := hub.stored_elements(name)):
+            shape = shape_from_tensors(elements, config, "the Hub's count of the weights")
+        if shape is None and (index := hub.weights_index(name)):
+            shape = shape_from_index(index[1], config, f"{index[0]} on the Hub")
+        shape = shape or shape_from_dimensions(config, said) or _shape_of_name(name, _about(config, said))
+        away = f"{_about(config, said)}, and its name states no size"
+    if shape is None:
+        raise ConfigError(f"model {name}: {away}; give a local folder, a config, or a size key such as '7B'")
+    return shape
+
+
+def _shape_in(folder: Path) -> ModelShape:
+    config, said = _config_in(folder), "config.json"
+    shape = _computed_shape(config, said) or shape_from_folder(folder, config)
+    shape = shape or shape_from_dimensions(config, said) or _shape_of_name(str(folder.resolve()), _about(config, said))
+    return shape or _raise_unknown(config, said)
+
+
+def _shape_of_name(name: str, why: str) -> ModelShape | None:
+    parameters = parameters_from_name(name)
+    return None if parameters is None else ModelShape(parameters=parameters, source=f"its name ({why})")
 
 
 def _config_in(folder: Path) -> dict[str, Any]:
@@ -224,37 +258,20 @@ def _config_in(folder: Path) -> dict[str, Any]:
 
 
 def _shape_of_config(config: dict[str, Any], source: str) -> ModelShape:
-    return shape_from_config(config, source) or _shape_on_meta_device(config, source)
+    return _computed_shape(config, source) or shape_from_dimensions(config, source) or _raise_unknown(config, source)
 
 
-def _shape_on_meta_device(config: dict[str, Any], source: str) -> ModelShape:
-    """Count parameters by building the model without memory; tied weights count once."""
-    import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+def _computed_shape(config: dict[str, Any], source: str) -> ModelShape | None:
+    return shape_from_config(config, source) or shape_on_meta_device(config, source)
 
-    family = config.get("model_type")
-    if family not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"the {source} has model_type={family!r}, which the installed transformers does not know; upgrade it"
-        )
-    settings = CONFIG_MAPPING[family].from_dict(config)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
-    except ValueError as error:
-        raise ConfigError(
-            f"a {family} config makes no causal language model; fine-tune a decoder, or give a size key"
-        ) from error
-    model.tie_weights()
-    return ModelShape(
-        parameters=sum(p.numel() for p in model.parameters()),
-        source=f"{source} ({family}, counted on the meta device)",
-        family=family,
-        layers=getattr(settings, "num_hidden_layers", None),
-        hidden=getattr(settings, "hidden_size", None),
-        vocabulary=getattr(settings, "vocab_size", None),
-        tied=getattr(settings, "tie_word_embeddings", None),
-        max_positions=getattr(settings, "max_position_embeddings", None),
+
+def _raise_unknown(config: dict[str, Any], source: str) -> NoReturn:
+    raise ConfigError(f"{_about(config, source)}; upgrade transformers, or give a size key such as '7B'")
+
+
+def _about(config: dict[str, Any], source: str) -> str:
+    return (
+        f"of the {source}'s model_type={config.get('model_type')!r} the installed transformers makes no language model"
     )
 
 

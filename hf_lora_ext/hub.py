@@ -7,7 +7,16 @@ from typing import Any, Final
 
 from .errors import ConfigError
 
-__all__ = ["HubModel", "cache_folder", "cached_model_folder", "find_model", "model_config"]
+__all__ = [
+    "HubModel",
+    "cache_folder",
+    "cached_model_folder",
+    "find_model",
+    "load_hub_dataset",
+    "model_config",
+    "stored_elements",
+    "weights_index",
+]
 
 PATIENCE_SECONDS: Final = 10.0
 """How long one look-up may take; the client's own downloads retry for about 25 s when there is no network."""
@@ -82,6 +91,41 @@ def model_config(name: str, revision: str | None = None) -> dict[str, Any] | Non
         return _read_config(Path(hf_hub_download(name, "config.json", revision=model.revision)))
     except (errors.EntryNotFoundError, errors.GatedRepoError):
         return None
+
+
+def stored_elements(name: str, revision: str | None = None) -> dict[str, int] | None:
+    """Return how many elements of each dtype a Hub model's safetensors files hold, or None when that is not known."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS, expand=["safetensors"])
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError):
+        return None
+    except Exception as error:
+        if _is_network_failure(error):
+            return None
+        raise
+    return dict(info.safetensors.parameters) if info.safetensors else None
+
+
+def weights_index(name: str, revision: str | None = None) -> tuple[str, dict[str, Any]] | None:
+    """Return the file name and content of a sharded Hub checkpoint's index, or None when there is none in reach."""
+    from huggingface_hub import errors, hf_hub_download
+
+    if find_model(name, revision) is None:
+        return None
+    for file_name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        try:
+            return file_name, _read_config(Path(hf_hub_download(name, file_name, revision=revision)))
+        except errors.EntryNotFoundError:
+            continue
+        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError, ValueError):
+            return None
+        except Exception as error:
+            if _is_network_failure(error):
+                return None
+            raise
+    return None
 
 
 def _read_config(file: Path) -> dict[str, Any]:

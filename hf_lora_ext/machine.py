@@ -13,7 +13,14 @@ from typing import Any, Final
 
 from .hardware import Hardware
 
-__all__ = ["find_hardware", "free_disk_bytes", "peak_memory", "software_versions"]
+__all__ = [
+    "describe_hardware",
+    "find_hardware",
+    "free_disk_bytes",
+    "peak_memory",
+    "private_folders",
+    "software_versions",
+]
 
 LIBRARIES: Final = (
     "hf_lora_ext",
@@ -150,6 +157,11 @@ def peak_memory() -> dict[str, float]:
         peaks["gpu_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         peaks["gpu_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
     return peaks
+
+
+def private_folders(*more: Path) -> list[str]:
+    """Return the folders whose paths must not be published: home, the working folder, and `more`."""
+    return [str(folder.absolute()) for folder in (Path.home(), Path.cwd(), *more)]
 
 
 def free_disk_bytes(folder: Path) -> int:

@@ -103,7 +103,7 @@ def claimed(recipe: Recipe, needed_bytes: int = 0) -> Iterator[RunFolder]:
         ) from error
     try:
         _check_owner(root, recipe)
-        if not (root / RECIPE_FILE).exists():
+        if not (root / RECIPE_FILE).exists() or _is_only_claimed(root):
             write_text_atomically(root / RECIPE_FILE, dump_recipe(recipe))
         yield RunFolder(root)
     finally:
@@ -131,11 +131,17 @@ def _check_owner(root: Path, recipe: Recipe) -> None:
         theirs = load_recipe(file)
     except ConfigError as error:
         raise ResumeError(f"{file} cannot be read by this version ({error}); choose another output_dir") from error
-    if differences := _differences(theirs, recipe):
+    if (differences := _differences(theirs, recipe)) and not _is_only_claimed(root):
         raise ConfigError(
             f"output_dir {root} already holds another run, which differs in {', '.join(differences)}; "
             "choose another output_dir=, or remove the folder"
         )
+
+
+def _is_only_claimed(root: Path) -> bool:
+    """Return whether a run failed here before its first checkpoint, so that a mended recipe may have the folder."""
+    only_claimed = {path.name for path in root.iterdir()} <= {RECIPE_FILE, ".lock", "checkpoints"}
+    return only_claimed and last_whole_checkpoint(root / "checkpoints") is None
 
 
 def _differences(theirs: Recipe, ours: Recipe) -> list[str]:

@@ -16,6 +16,7 @@ from .cards import render_card
 from .data import Examples, load_examples
 from .errors import ConfigError
 from .facts import Facts, read_facts, redact, write_text_atomically
+from .machine import private_folders
 from .presets import Preset, preset
 from .recipe import Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
@@ -175,6 +176,7 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
         adapter={**facts.adapter, "bytes": adapter_bytes(folder.root)},
         run={**facts.run, "finished": True},
     )
+    facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
     plot_loss(facts.loss_history, folder.loss_curve, _title(facts))
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())

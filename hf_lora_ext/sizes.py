@@ -1,32 +1,32 @@
 """Model sizes: the shape of a language model and the parameter bands that choose a LoRA rank.
 
-A `ModelShape` comes from a size key (`"7B"`), from a config alone (`shape_from_config`), or from a model's
+A `ModelShape` comes from a size key (`"7B"`), from a config alone (`families.shape_from_config`), or from a model's
 name as a last resort. `base_models.find_shape` tries them in order of trust.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Final
+from typing import Final
 
 from .errors import ConfigError
 
 __all__ = [
     "SIZE_BANDS",
+    "ExpertWeights",
     "LinearLayer",
     "ModelShape",
     "SizeBand",
     "parameters_from_key",
     "parameters_from_name",
-    "shape_from_config",
     "size_band",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayer:
-    """A kind of linear layer that repeats through a model."""
+    """A kind of linear layer (`nn.Linear`, GPT-2's Conv1D, or a router) that repeats through a model."""
 
     name: str
     """Last part of the module's name, e.g. `q_proj`."""
@@ -36,6 +36,56 @@ class LinearLayer:
     """Width of its output."""
     count: int
     """How many of it the model has."""
+    within: str = ""
+    """The part of the module's name between its block and `name`, e.g. `self_attn`."""
+    has_bias: bool = False
+    """Whether it adds a bias."""
+    is_target: bool = True
+    """Whether a preset adapts it: the blocks' own, but no gate or router, nor what stands beside embedding or head."""
+    is_reachable: bool = True
+    """Whether peft finds it by name; not a router of its own class, nor an MLP whose names peft gives to experts."""
+    kept: int = 0
+    """How many of `count` transformers keeps from bitsandbytes, in full precision."""
+
+    @property
+    def path(self) -> str:
+        """Name from its block on, e.g. `self_attn.q_proj`."""
+        return f"{self.within}.{self.name}" if self.within else self.name
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of all of them."""
+        return (self.in_features + self.has_bias) * self.out_features * self.count
+
+    @property
+    def quantisable(self) -> int:
+        """Weights of all of them that bitsandbytes packs; biases are never packed."""
+        return self.in_features * self.out_features * (self.count - self.kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertWeights:
+    """A kind of 3-D parameter that holds the same matrix of every expert; bitsandbytes leaves it alone."""
+
+    name: str
+    """Its name from its block on, as `LoraConfig.target_parameters` takes it, e.g. `mlp.experts.down_proj`."""
+    experts: int
+    """Experts in one layer."""
+    in_features: int
+    """Width of one expert's input."""
+    out_features: int
+    """Width of one expert's output."""
+    count: int
+    """How many layers have it."""
+    has_bias: bool = False
+    """Whether each expert adds a bias, a parameter of its own."""
+    module_names: tuple[str, ...] = ()
+    """Names in `target_modules` that peft takes for it, as models of transformers 4 had them; each adds the rank."""
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of all experts in all layers."""
+        return (self.in_features + self.has_bias) * self.out_features * self.experts * self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,27 +98,93 @@ class ModelShape:
     """Where the figures come from, for `Preset.explain`."""
     family: str | None = None
     """`model_type` of the config, e.g. `llama`."""
+    counted_as: str | None = None
+    """The transformers auto class whose parameters these are, e.g. `AutoModelForCausalLM`."""
     layers: int | None = None
-    """Number of transformer blocks."""
+    """Number of transformer blocks; of encoder and decoder together where there are both."""
     hidden: int | None = None
     """Width of the residual stream."""
+    heads: int | None = None
+    """Attention heads."""
+    key_value_heads: int | None = None
+    """Heads whose keys and values are kept while generating; fewer than `heads` when grouped."""
+    head_dim: int | None = None
+    """Width of one head's query and key."""
+    intermediate: int | None = None
+    """Width inside a dense MLP; None where every layer has experts."""
+    expert_intermediate: int | None = None
+    """Width inside one expert."""
+    experts: int | None = None
+    """Experts in a layer, of which `experts_per_token` work on each token."""
+    experts_per_token: int | None = None
+    """Experts that each token is routed to."""
     vocabulary: int | None = None
     """Number of token embeddings."""
     tied: bool | None = None
     """Whether the output head shares the embedding's weights."""
     max_positions: int | None = None
     """Longest sequence in tokens that the positions allow."""
+    sliding_window: int | None = None
+    """Tokens that the layers with windowed attention look back; None where all see everything."""
     linear: tuple[LinearLayer, ...] = ()
-    """The blocks' linear layers; empty where only the total is known."""
+    """The linear layers and routers, without the output head; empty where only the total is known."""
+    expert_weights: tuple[ExpertWeights, ...] = ()
+    """The experts' parameters, in a mixture of experts."""
 
-    def lora_parameters(self, rank: int) -> int | None:
-        """Return the parameters of a LoRA of `rank` on every block linear layer, or None if those are unknown.
+    @property
+    def expert_parameters(self) -> int:
+        """Parameters in routed experts."""
+        return sum(weights.parameters for weights in self.expert_weights)
 
-        One layer costs rank x (in + out): A is (rank, in_features), B is (out_features, rank).
+    @property
+    def active_parameters(self) -> int | None:
+        """Parameters that one token uses: all but the experts it is not routed to; None where layers are unknown."""
+        if not self.linear:
+            return None
+        if not (self.experts and self.experts_per_token):
+            return self.parameters
+        return (
+            self.parameters - self.expert_parameters + self.expert_parameters * self.experts_per_token // self.experts
+        )
+
+    @property
+    def quantisable_parameters(self) -> int | None:
+        """Parameters that bitsandbytes packs; None where layers are unknown."""
+        return sum(layer.quantisable for layer in self.linear) if self.linear else None
+
+    def lora_parameters(
+        self, rank: int, targets: str | Iterable[str] = "all-linear", target_parameters: Iterable[str] = ()
+    ) -> int | None:
+        """Return the parameters of a LoRA of `rank`, or None if the layers are unknown.
+
+        One layer costs rank x (in + out): A is (rank, in_features), B is (out_features, rank). An expert parameter
+        costs that for each expert. As in peft, `all-linear` also reaches the experts (and the router) of families
+        whose experts were linear layers in transformers 4, with twice the rank on the fused gate and up projection.
+
+        Args:
+            rank: Rank of every adapted layer.
+            targets: As peft's `target_modules`: ends of module names from their block on, or `all-linear`.
+            target_parameters: As peft's `target_parameters`: ends of expert parameters' names.
         """
         if not self.linear:
             return None
-        return sum(rank * (layer.in_features + layer.out_features) * layer.count for layer in self.linear)
+        every = targets == "all-linear"
+        names = [targets] if isinstance(targets, str) else list(targets)
+        parameters = list(target_parameters)
+        total = 0
+        for layer in self.linear:
+            if layer.is_reachable and (every or any(_ends_with(layer.path, name) for name in names)):
+                total += (layer.in_features + layer.out_features) * layer.count
+        for weights in self.expert_weights:
+            named = sum(every or any(_ends_with(name, old) for name in names) for old in weights.module_names)
+            ranks = named or any(_ends_with(weights.name, name) for name in parameters)
+            total += ranks * (weights.in_features + weights.out_features) * weights.experts * weights.count
+        return rank * total
+
+
+def _ends_with(path: str, end: str) -> bool:
+    """Tell whether `path` ends with `end` at a dot, as peft matches the names in a list."""
+    return f".{path}".endswith(f".{end}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,81 +258,3 @@ def _parameters(match: re.Match[str]) -> int | None:
     experts, number, unit = match.groups()
     total = float(number.replace("_", ".")) * _UNITS[unit.upper()] * float(experts or 1)
     return round(total) or None if isfinite(total) else None
-
-
-_GATED_DECODERS: Final = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
-"""Families of one shape: RMSNorm, grouped-query attention, gated MLP. Others are counted on the meta device."""
-
-
-def shape_from_config(config: Mapping[str, Any], source: str = "config") -> ModelShape | None:
-    """Return a decoder's shape from its config alone, or None where no closed form is known.
-
-    Exact for the families in `_GATED_DECODERS`; a test holds each against the installed transformers.
-
-    Args:
-        config: A config as in `config.json` (`PretrainedConfig.to_dict()`).
-        source: Where the config came from, for `ModelShape.source`.
-
-    Raises:
-        ConfigError: If a known family's config lacks a dimension.
-    """
-    family = config.get("model_type")
-    if family not in _GATED_DECODERS:
-        return None
-    hidden = _dimension(config, "hidden_size", family)
-    layers = _dimension(config, "num_hidden_layers", family)
-    vocabulary = _dimension(config, "vocab_size", family)
-    heads = _dimension(config, "num_attention_heads", family)
-    head_dim = config.get("head_dim") or (128 if family == "qwen3" else hidden // heads)
-    key_value_heads = config.get("num_key_value_heads") or heads
-    mlp = _dimension(config, "intermediate_size", family)
-
-    query, key_value = heads * head_dim, key_value_heads * head_dim
-    linear = tuple(
-        LinearLayer(name=name, in_features=width_in, out_features=width_out, count=layers)
-        for name, width_in, width_out in (
-            ("q_proj", hidden, query),
-            ("k_proj", hidden, key_value),
-            ("v_proj", hidden, key_value),
-            ("o_proj", query, hidden),
-            ("gate_proj", hidden, mlp),
-            ("up_proj", hidden, mlp),
-            ("down_proj", mlp, hidden),
-        )
-    )
-    tied = bool(config.get("tie_word_embeddings", family == "smollm3"))
-    weights = sum(layer.in_features * layer.out_features * layer.count for layer in linear)
-    norms = 2 * hidden * layers + hidden + (2 * head_dim * layers if family == "qwen3" else 0)
-    embeddings = vocabulary * hidden * (1 if tied else 2)
-    return ModelShape(
-        parameters=weights + _biases(config, linear) + norms + embeddings,
-        source=f"{source} ({family}, exact)",
-        family=family,
-        layers=layers,
-        hidden=hidden,
-        vocabulary=vocabulary,
-        tied=tied,
-        max_positions=config.get("max_position_embeddings"),
-        linear=linear,
-    )
-
-
-def _dimension(config: Mapping[str, Any], name: str, family: str) -> int:
-    value = config.get(name)
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(
-            f"the {family} config has {name}={value!r}, a whole number above 0 is needed; check its config.json"
-        )
-    return value
-
-
-def _biases(config: Mapping[str, Any], linear: tuple[LinearLayer, ...]) -> int:
-    """Count bias parameters: Qwen2 always has them on q, k and v; the others by `attention_bias`, `mlp_bias`."""
-    with_bias: set[str] = set()
-    if config["model_type"] == "qwen2":
-        with_bias |= {"q_proj", "k_proj", "v_proj"}
-    elif config.get("attention_bias") and config["model_type"] != "mistral":
-        with_bias |= {"q_proj", "k_proj", "v_proj", "o_proj"}
-    if config.get("mlp_bias") and config["model_type"] in {"llama", "smollm3"}:
-        with_bias |= {"gate_proj", "up_proj", "down_proj"}
-    return sum(layer.out_features * layer.count for layer in linear if layer.name in with_bias)

@@ -65,10 +65,9 @@ def adapter_config(preset: Preset) -> PeftConfig:
 
 
 ADALORA_SCHEDULE: Final = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
-"""Hold a tenth of the steps, move rank, leave the last three tenths alone (AdaLoRA, section 4.1 and its tables).
-
-The number of steps is known only when training begins; the callback scales these to it.
-"""
+"""What peft needs to be told before the run's length is known; the callback replaces it."""
+ADALORA_SHARES: Final = {"tinit": 0.1, "tfinal": 0.3}
+"""Hold a tenth of the steps, move rank, leave the last three tenths alone (AdaLoRA, section 4.1 and its tables)."""
 
 
 def _prefix_config(preset: Preset) -> PeftConfig:
@@ -132,8 +131,8 @@ def method_callbacks(preset: Preset) -> list[TrainerCallback]:
     from . import callbacks
 
     found: list[TrainerCallback] = []
-    if preset.method == "adalora" and hasattr(callbacks, "AdaLoraCallback"):
-        found.append(callbacks.AdaLoraCallback())
+    if preset.method == "adalora":
+        found.append(callbacks.AdaLoraCallback(**ADALORA_SHARES))
     if init_facts(preset.init).changes_base:
         found.append(callbacks.PlainAdapterCallback())
     return found
@@ -177,6 +176,9 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
     from trl import SFTConfig
 
     known = {field.name for field in fields(SFTConfig)}
+    # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    overrides = {_renamed(name, checkpointing): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
             raise ConfigError(f"{name!r} is not a field of SFTConfig; {nearest(name, known)}")
@@ -197,15 +199,11 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         "optim": "adamw_torch_fused" if fitted.optimizer != "paged_adamw_8bit" else fitted.optimizer,
         "packing": fitted.packing,
         "use_cpu": fitted.hardware.kind == "cpu",
+        checkpointing: fitted.activation_checkpointing,
+        f"{checkpointing}_kwargs": {"use_reentrant": fitted.reentrant},
     }
     asked = overrides.get("gradient_checkpointing") or overrides.get("activation_checkpointing")
     check_features(METHOD_FACTS[fitted.method].features | ({"checkpointing"} if asked else set()))
-    if "gradient_checkpointing" not in overrides:
-        # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-        settings[name] = fitted.activation_checkpointing
-        kind = {"use_reentrant": fitted.reentrant}
-        settings[f"{name}_kwargs"] = kind if fitted.activation_checkpointing or asked else None
     if not fitted.model_is_loaded:
         attention = {} if fitted.attention == "sdpa" else {"attn_implementation": fitted.attention}
         settings["model_init_kwargs"] = {"dtype": fitted.dtype} | attention
@@ -213,6 +211,14 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         return SFTConfig(**(settings | overrides))
     except ValueError as error:
         raise ConfigError(f"SFTConfig refuses these settings: {str(error).splitlines()[0]}") from error
+
+
+def _renamed(field: str, checkpointing: str) -> str:
+    """Return an override's name as the installed transformers knows it."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if field in {name, f"{name}_kwargs"}:
+            return field.replace(name, checkpointing)
+    return field
 
 
 def build_trainer(

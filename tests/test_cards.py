@@ -1,5 +1,6 @@
 """Cards: rendered from facts alone; what is unknown has no section, what is known cannot break the page."""
 
+import json
 import re
 from dataclasses import fields, replace
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hf_lora_ext.cards import card_metadata, render_card, write_card
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.facts import BaseModelFacts, DataFacts, Facts, Sample
+from hf_lora_ext.resources import shipped_folder
 
 FULL = Facts(
     base_model=BaseModelFacts(
@@ -196,3 +198,17 @@ def test_a_folder_without_facts_keeps_its_card(tmp_path):
 def test_other_schemas_are_refused():
     with pytest.raises(ConfigError, match="schema_version"):
         render_card({"schema_version": 99})
+
+
+EXAMPLES = sorted(path.parent for path in shipped_folder("model_cards").rglob("facts.json"))
+
+
+def test_there_are_example_cards():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)
+def test_an_example_card_is_what_its_facts_render_to_byte_for_byte(folder):
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf8"))
+    assert render_card(facts) == (folder / "README.md").read_text(encoding="utf8")
+    assert (folder / "loss_curve.png").is_file()

@@ -100,7 +100,9 @@ def test_a_method_overfits_eight_examples_and_reloads_with_peft_alone(method: st
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0] / 2
     trainer.save_model(str(tmp_path / "adapter"))
-    assert (logits(trainer.model) - logits(reloaded(p, tmp_path / "adapter"))).abs().max() == 0
+    # AdaLoRA's is saved as a plain LoRA of the ranks it found, the same product in another order.
+    rounding = 1e-5 if method == "adalora" else 0
+    assert (logits(trainer.model) - logits(reloaded(p, tmp_path / "adapter"))).abs().max() <= rounding
 
 
 @pytest.mark.parametrize("init", TRAINABLE_INITS)

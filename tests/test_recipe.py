@@ -94,7 +94,10 @@ def test_every_field_has_a_rule():
 def test_every_training_key_is_a_field_of_trl_s_config():
     from trl import SFTConfig
 
-    assert set(TRAINING_RULES) <= {field.name for field in fields(SFTConfig)}
+    known = {field.name for field in fields(SFTConfig)}
+    # transformers renamed it after 5.20; `training.sft_config` takes either name.
+    renamed = {"activation_checkpointing"} if "gradient_checkpointing" in known else set()
+    assert set(TRAINING_RULES) - renamed <= known
 
 
 def test_all_problems_are_named_at_once():

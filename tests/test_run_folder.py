@@ -19,9 +19,9 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def owned(recipe):
-    """The recipe's folder after a first run, with its checkpoints folder made."""
+    """The recipe's folder after its first checkpoint."""
     with claimed(recipe) as folder:
-        folder.checkpoints.mkdir()
+        checkpoint(folder.checkpoints, "checkpoint-1")
     return folder
 
 
@@ -83,6 +83,14 @@ def test_another_recipe_is_refused_naming_what_differs(recipe, owned, change, na
     with pytest.raises(ConfigError, match=rf"another run, which differs in {named}.*output_dir"):
         claimed(replace(recipe, **change)).__enter__()
     assert contents(owned.root) == before
+
+
+def test_a_mended_recipe_takes_over_a_folder_where_nothing_was_reached(recipe):
+    with claimed(recipe) as folder:
+        checkpoint(folder.checkpoints, "checkpoint-1", state=None)
+    mended = replace(recipe, rank=4)
+    with claimed(mended) as folder:
+        assert load_recipe(folder.root / "recipe.yaml") == mended
 
 
 def test_a_folder_with_foreign_files_is_refused_untouched(recipe, tmp_path):
@@ -149,6 +157,7 @@ def test_looking_up_a_folder_checks_its_owner_and_writes_nothing(recipe, tmp_pat
     assert list(tmp_path.iterdir()) == []
     with claimed(recipe) as folder:
         assert owned_folder(recipe) == folder
+        checkpoint(folder.checkpoints, "checkpoint-1")
     with pytest.raises(ConfigError, match=r"differs in seed \(0 there, 1 here\)"):
         owned_folder(replace(recipe, seed=1))
 

@@ -150,5 +150,7 @@ def test_a_preset_declared_for_a_gpu_is_built_for_the_machine_at_hand(tmp_path: 
 def test_overrides_of_the_trainer_config_win_and_typos_are_refused(tmp_path: Path):
     p = preset("7B")
     assert p.sft_config(str(tmp_path), learning_rate=5e-5, warmup_steps=7).warmup_steps == 7
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        assert p.sft_config(str(tmp_path), **{name: True}).gradient_checkpointing is True
     with pytest.raises(ConfigError, match="did you mean `learning_rate`"):
         p.sft_config(str(tmp_path), learning_rat=1e-4)

@@ -21,7 +21,7 @@ from ..adapters import describe_adapter, describe_quantization
 from ..data import describe_dataset
 from ..errors import ResumeError
 from ..facts import BaseModelFacts, DataFacts, Facts, redact, write_text_atomically
-from ..machine import describe_hardware, peak_memory, software_versions
+from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,8 +120,7 @@ class FactsCallback(TrainerCallback):
             return
         facts = self._gather(args, state, model)
         path = self.path or Path(args.output_dir) / "facts.json"
-        private = [str(folder) for folder in (Path.home(), Path.cwd(), path.parent.absolute())]
-        clean = Facts.from_dict(redact(facts.to_dict(), private))
+        clean = Facts.from_dict(redact(facts.to_dict(), private_folders(path.parent)))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, clean.to_json())
 

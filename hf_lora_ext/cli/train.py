@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -56,7 +59,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
     if as_json:
         click.echo(json.dumps({"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}))
     elif not quiet:
-        _print_result(result)
+        _print_result(result, recipe)
 
 
 def _quieten_libraries() -> None:
@@ -95,14 +98,12 @@ def _full_disk_explained(recipe: Recipe) -> Iterator[None]:
 
 
 def _disk_is_full(recipe: Recipe) -> bool:
-    from pathlib import Path
-
     from ..machine import free_disk_bytes
 
     return free_disk_bytes(Path(recipe.output_dir)) < 2**20
 
 
-def _print_result(result: RunResult) -> None:
+def _print_result(result: RunResult, recipe_file: str) -> None:
     """Print the closing tables: losses, samples, cost, and what to do next."""
     from rich import box
     from rich.console import Console
@@ -128,7 +129,7 @@ def _print_result(result: RunResult) -> None:
         ):
             shown.add_row(name, _clipped(text))
         console.print(shown)
-    for name, text in _cost_lines(result):
+    for name, text in _cost_lines(result, recipe_file):
         console.print(f"{name:<22} {text}", highlight=False, soft_wrap=True)
 
 
@@ -139,7 +140,16 @@ def _clipped(text: str, lines: int = 8) -> str:
     return escape("\n".join(kept[:lines] + (["…"] if len(kept) > lines else [])))
 
 
-def _cost_lines(result: RunResult) -> list[tuple[str, str]]:
+def _program() -> str:
+    """Return how this command was called, so that the next one can be pasted."""
+    called = Path(sys.argv[0])
+    if called.name != "hf-lora" or shutil.which("hf-lora") == str(called.absolute()):
+        return "hf-lora"
+    return os.path.relpath(called) if called.is_relative_to(Path.cwd()) or not called.is_absolute() else str(called)
+
+
+def _cost_lines(result: RunResult, recipe_file: str) -> list[tuple[str, str]]:
+    """Return what the run cost and left behind, and what to do next, as (name, text)."""
     run, adapter = result.facts.run, result.facts.adapter
     seconds = int(run.get("train_seconds", 0))
     peaks = ", ".join(
@@ -158,6 +168,6 @@ def _cost_lines(result: RunResult) -> list[tuple[str, str]]:
         ("card and loss curve", f"{folder / 'README.md'}, {folder / 'loss_curve.png'}"),
         (
             "next, on your own data",
-            "hf-lora train recipes/quickstart.yaml data.source=YOURS.jsonl output_dir=out/mine",
+            f"{_program()} train {recipe_file} data.source=YOURS.jsonl output_dir=out/mine",
         ),
     ]

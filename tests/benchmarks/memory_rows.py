@@ -1,0 +1,281 @@
+"""Rows of a table of measured peaks → shapes and plans: how its columns and notes are read, outside the package."""
+
+import csv
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from hf_lora_ext.families import shape_from_config
+from hf_lora_ext.plans import Plan
+from hf_lora_ext.popular_models import POPULAR_MODELS
+from hf_lora_ext.sizes import ModelShape
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measurement, read."""
+
+    number: int
+    """Row in the file, from 0."""
+    tag: str
+    """A, B or C: how far the row is to be trusted."""
+    model: str
+    family: str
+    """What leave-one-out leaves out."""
+    method: str
+    metric: str
+    """allocated, reserved or device."""
+    measured: float
+    """GiB."""
+    shape: ModelShape
+    plan: Plan
+
+
+def _named(model: str) -> dict[str, object]:
+    return dict(POPULAR_MODELS[model])
+
+
+EXTRA = {
+    "powerlm": {
+        **{"model_type": "llama", "num_hidden_layers": 40, "hidden_size": 2304, "intermediate_size": 9216},
+        **{"num_attention_heads": 36, "num_key_value_heads": 36, "vocab_size": 49_152, "tie_word_embeddings": True},
+    },
+    "santacoder": {
+        **{"model_type": "gpt_bigcode", "n_layer": 24, "n_embd": 2048, "n_head": 16, "n_inner": 8192},
+        **{"vocab_size": 49_280, "n_positions": 2048, "multi_query": True},
+    },
+    "stablelm": {
+        **{"model_type": "gpt_neox", "num_hidden_layers": 16, "hidden_size": 4096, "intermediate_size": 16_384},
+        **{"num_attention_heads": 32, "vocab_size": 50_688, "tie_word_embeddings": False},
+    },
+    "qwen-1.8b": {  # Qwen 1 has Qwen 1.5's sizes; its gated MLP's w1 and w2 are gate and up
+        **{"model_type": "qwen2", "num_hidden_layers": 24, "hidden_size": 2048, "intermediate_size": 5504},
+        **{"num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 151_936, "tie_word_embeddings": False},
+    },
+    "qwen-7b": {
+        **{"model_type": "qwen2", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11_008},
+        **{"num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 151_936, "tie_word_embeddings": False},
+    },
+    "qwen-14b": {
+        **{"model_type": "qwen2", "num_hidden_layers": 40, "hidden_size": 5120, "intermediate_size": 13_696},
+        **{"num_attention_heads": 40, "num_key_value_heads": 40, "vocab_size": 152_064, "tie_word_embeddings": False},
+    },
+    "afm-4.5b": {
+        **{"model_type": "llama", "num_hidden_layers": 36, "hidden_size": 2560, "intermediate_size": 18_432},
+        **{"num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 128_004, "tie_word_embeddings": False},
+    },
+    "gpt-oss-20b": {
+        **{"model_type": "gpt_oss", "num_hidden_layers": 24, "hidden_size": 2880, "intermediate_size": 2880},
+        **{"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201_088},
+        **{"num_local_experts": 32, "num_experts_per_tok": 4, "tie_word_embeddings": False},
+    },
+    "falcon-40b": {},
+}
+MODELS = [  # (pattern in the lower-cased name, config, family)
+    (r"mixtral", _named("mistralai/Mixtral-8x7B-v0.1"), "mixtral"),
+    (r"ministral-8b", _named("mistralai/Ministral-8B-Instruct-2410"), "ministral"),
+    (r"magistral|devstral|mistral-small", _named("mistralai/Magistral-Small-2506"), "mistral-small"),
+    (r"nemo", _named("mistralai/Mistral-Nemo-Base-2407"), "mistral-nemo"),
+    (r"mistral-7b", _named("mistralai/Mistral-7B-v0.1"), "mistral"),
+    (r"powerlm|granite.*3b", EXTRA["powerlm"], "powerlm"),
+    (r"santacoder", EXTRA["santacoder"], "santacoder"),
+    (r"stablelm", EXTRA["stablelm"], "stablelm"),
+    (r"qwen-?1\.8b", EXTRA["qwen-1.8b"], "qwen1"),
+    (r"qwen1\.5-1\.8b", EXTRA["qwen-1.8b"], "qwen1"),
+    (r"qwen-7b", EXTRA["qwen-7b"], "qwen1"),
+    (r"qwen-14b", EXTRA["qwen-14b"], "qwen1"),
+    (r"qwen2(\.5)?-7b", _named("Qwen/Qwen2.5-7B"), "qwen2"),
+    *[
+        (rf"qwen2\.5-{s}b".replace(".5b", r"\.5b"), _named(f"Qwen/Qwen2.5-{s}B"), "qwen2")
+        for s in ("0.5", "1.5", "3", "14", "32", "72")
+    ],
+    *[(rf"qwen3-{s}b(?!-a)", _named(f"Qwen/Qwen3-{s}B"), "qwen3") for s in ("0.6", "1.7", "4", "8", "14", "32")],
+    (r"qwen3-30b-a3b", _named("Qwen/Qwen3-30B-A3B"), "qwen3_moe"),
+    (r"llama-?3\.2-1b", _named("meta-llama/Llama-3.2-1B"), "llama3.2"),
+    (r"llama-?3\.2-3b", _named("meta-llama/Llama-3.2-3B"), "llama3.2"),
+    (r"llama-?3(\.1)?-8b", _named("meta-llama/Llama-3.1-8B"), "llama3"),
+    (r"llama-?3(\.[13])?-70b", _named("meta-llama/Llama-3.1-70B"), "llama3"),
+    (r"codellama-34b", _named("codellama/CodeLlama-34b-hf"), "codellama"),
+    (r"llama-?30b", _named("huggyllama/llama-30b"), "llama1"),
+    (r"tiny-?llama", _named("TinyLlama/TinyLlama-1.1B-Chat-v1.0"), "tinyllama"),
+    (r"llama-?2?-70b|llama2 70", _named("meta-llama/Llama-2-70b-hf"), "llama2"),
+    (r"llama-?2?-13b|llama2 13", _named("meta-llama/Llama-2-13b-hf"), "llama2"),
+    (r"llama-?2?-7b|llama2-7b|^llama-7b", _named("meta-llama/Llama-2-7b-hf"), "llama2"),
+    (r"gemma-7b", _named("google/gemma-7b"), "gemma"),
+    (r"gemma-2-9b", _named("google/gemma-2-9b"), "gemma2"),
+    (r"gemma-2-2b", _named("google/gemma-2-2b"), "gemma2"),
+    (r"gemma-2-27b", _named("google/gemma-2-27b"), "gemma2"),
+    (r"phi-2", _named("microsoft/phi-2"), "phi"),
+    (r"phi-3-mini", _named("microsoft/Phi-3-mini-4k-instruct"), "phi3"),
+    (r"phi-4", _named("microsoft/phi-4"), "phi3"),
+    (r"falcon-7b", _named("tiiuae/falcon-7b"), "falcon"),
+    (r"pythia-1b", _named("EleutherAI/pythia-1b"), "pythia"),
+    (r"pythia-6.9b", _named("EleutherAI/pythia-6.9b"), "pythia"),
+    (r"afm-4\.5b", EXTRA["afm-4.5b"], "afm"),
+    (r"gpt-oss-20b", EXTRA["gpt-oss-20b"], "gpt-oss"),
+    *[(re.escape(name.lower()), dict(config), str(config["model_type"])) for name, config in POPULAR_MODELS.items()],
+]
+
+TARGETS = {
+    "q,k,v,o": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "q,v": ("q_proj", "v_proj", "query_key_value"),
+    "query,value": ("q_proj", "v_proj", "query_key_value"),
+    "q_proj/v_proj": ("q_proj", "v_proj"),
+    "v_proj": ("v_proj",),
+    "c_attn": ("c_attn",),
+    "attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "c_attn,c_proj,w1,w2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "q,k,v,up,down,gate": ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
+}
+
+
+class Unreadable(Exception):
+    """Why a row is not compared."""
+
+
+def read_rows(path: str | Path) -> tuple[list[Row], list[tuple[int, str, str]]]:
+    """Return the rows that a plan can be made of, and (row, model, reason) of those it cannot."""
+    rows: list[Row] = []
+    left: list[tuple[int, str, str]] = []
+    with open(path, encoding="utf8", newline="") as file:
+        for number, record in enumerate(csv.DictReader(file)):
+            try:
+                rows += _read(number, record)
+            except Unreadable as error:
+                left.append((number, f"{record['model']}, {record['method']}", str(error)))
+    return rows, left
+
+
+@cache
+def _shape(model: str, params: float) -> tuple[ModelShape, str]:
+    name = model.rpartition("/")[2].lower()
+    full = f"{name} {params:.0f}"
+    if name == "llama 2":
+        name = f"llama-2-{7 if params < 10 else 13 if params < 20 else 70}b"
+    if name == "gemma-2b" and abs(params - 2.61) < 0.05:
+        name = "gemma-2-2b"
+    for pattern, config, family in MODELS:
+        if config and (re.search(pattern, name) or re.search(pattern, full) or re.fullmatch(pattern, model.lower())):
+            shape = shape_from_config(config)
+            if shape is not None:
+                return shape, family
+    raise Unreadable("no config of this model is known here")
+
+
+def _read(number: int, record: dict[str, str]) -> list[Row]:
+    tag = re.match(r"\[([A-Z])\]", record["notes"])
+    shape, family = _shape(record["model"], float(record["params_b"] or 0))
+    plan = _plan(record)
+    if "litgpt" in record["source"]:  # its own models: no layer is kept from packing
+        shape = replace(shape, linear=tuple(replace(layer, kept=0) for layer in shape.linear))
+    notes, measured = record["notes"], float(record["measured_gib"])
+    metric = "allocated" if "alloc rank0" in notes or "litgpt" in record["source"] else "device"
+    if "RESERVED" in notes or "reserved" in notes:
+        metric = "reserved"
+    common = {
+        "number": number, "tag": tag[1] if tag else "?", "model": record["model"].rpartition("/")[2],
+        "family": family, "method": record["method"].split(";")[0], "shape": shape, "plan": plan,
+    }  # fmt: skip
+    found = [Row(metric=metric, measured=measured, **common)]
+    if smi := re.search(r"nvidia-smi=([\d.]+)GiB", notes):
+        found.append(Row(metric="device", measured=float(smi[1]), **common))
+    if (allocated := re.search(r"; alloc ([\d.]+)", notes)) and metric == "reserved":
+        found.append(Row(metric="allocated", measured=float(allocated[1]), **common))
+    return found
+
+
+def _number(text: str, name: str) -> int:
+    found = re.search(r"\d+", text)
+    if not found:
+        raise Unreadable(f"{name} is not stated ({text or 'empty'})")
+    return int(found[0])
+
+
+def _plan(record: dict[str, str]) -> Plan:
+    source, method, notes, gpus = record["source"], record["method"], record["notes"], record["gpus"]
+    if "MAX CONTEXT" in method:
+        raise Unreadable("an inverse row: the longest sequence that fitted a card")
+    if "component" in method:
+        raise Unreadable("a component, not a peak")
+    if re.search(r"BEFT|LN-tuning|MiSS|LoRA-FA|MiCA|emb\+lm_head$", method) and "emb" not in method:
+        raise Unreadable("a method that the plan does not have")
+    full = "Full FT" in method
+    targets = re.sub(r"\s*\(.*", "", record["targets"]).strip()
+    if not targets and not full:
+        raise Unreadable("targets are not stated")
+    everything = targets in ("all", "all-linear") or "projection" in targets
+    litgpt, fms = "litgpt" in source, "fms-acceleration" in source
+    if litgpt and "mixed" in record["dtype"]:
+        base, compute = "float32", "bfloat16"
+    else:
+        compute = "float16" if record["dtype"].startswith(("float16", "fp16")) else "bfloat16"
+        base = compute
+    lowered = method.lower()
+    if "gptq" in lowered:
+        base = "gptq"
+    elif "qlora" in lowered or "nf4" in lowered:
+        base = "nf4"
+    framework = re.search(r"framework=([\w-]+)", notes)
+    kernels = framework[1] if framework else ""
+    unsloth = "unsloth" in lowered
+    fused = "foak" in kernels or unsloth or "liger" in notes.lower()
+    chunked = kernels.endswith("liger") or "Cut-CrossEntropy" in notes or unsloth
+    peft_suite = "method_comparison" in source
+    number = int((re.match(r"(\d+)x", gpus) or [0, 1])[1])
+    sharding = "none"
+    for word, name in (("FSDP", "fsdp"), ("ZeRO-2", "zero2"), ("ZeRO-3", "zero3")):
+        if word in gpus + notes + method and "DDP mode" not in notes:
+            sharding = name
+    if "DDP mode" in notes:
+        sharding = "ddp"
+    if not (record["rank"] or full):
+        raise Unreadable("the rank is not stated")
+    stated = [int(found) for found in re.findall(r"\d+", record["rank"] or "1")]
+    rank, start = stated[-1], stated[0] // stated[-1]  # AdaLoRA: `init 64->target 32`
+    transformers = re.search(r"tf(\d)\.(\d+)", notes)
+    old = bool(transformers) and (4, 46) <= (int(transformers[1]), int(transformers[2])) < (4, 50)
+    optimizer = "adamw"
+    if "8bit" in record["optimizer"].lower():
+        optimizer = "adamw_8bit"
+    elif "Paged" in record["optimizer"]:
+        optimizer = "paged_adamw"
+    kbit = ("prepare_model_for_kbit" in method and "no prepare" not in method) or "baseline-peft-bnb" in kernels
+    kbit = kbit or "QLoRA HF" in method or "QLoRA FA2" in method
+    if sharding == "fsdp":
+        kbit = False  # FSDP flattens parameters of one type; the rows with and without are equal there
+    return Plan(
+        method="full" if full else "dora" if "DoRA" in method else "adalora" if "AdaLoRA" in method else "lora",
+        base=base,
+        compute=compute,
+        double_quant=not litgpt or "dq" in lowered,
+        experts_quantised=base in ("nf4", "gptq") and fms,
+        kbit_prepared=kbit,
+        rank=rank,
+        start_factor=start,
+        targets="all-linear" if full or everything else TARGETS.get(targets, tuple(targets.split(","))),
+        embeddings_trained="emb" in method,
+        adapter="bfloat16" if litgpt or "fsdp_qlora" in source or unsloth or base == "float16" else "float32",
+        dropout=not peft_suite,
+        autocast="amp" in record["dtype"]
+        or "mixed" in record["dtype"]
+        or not (fms or litgpt or peft_suite or "fsdp_qlora" in source),
+        optimizer=optimizer,
+        micro_batch=_number(record["batch"], "the batch"),
+        sequence=_number(record["seq_len"], "the sequence"),
+        checkpointing=record["grad_ckpt"].startswith("yes"),
+        checkpoint_offload=unsloth,
+        experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
+        keeps_packed_inputs=litgpt and base == "nf4",
+        loads_whole=litgpt and number > 1,
+        attention="flash" if "FA2" in notes or "FA2" in method else "sdpa",
+        padding_mask=peft_suite,
+        fused_kernels=fused,
+        loss="chunked" if chunked else "fused" if fused else "eager",
+        logits_shifted=old,
+        sharding=sharding if number > 1 else "none",
+        devices=number,
+        offload="offload" in notes and number > 1,
+    )

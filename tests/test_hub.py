@@ -1,0 +1,58 @@
+"""The seam to the Hub over real HTTP: datasets by name, split and commit, and what is said when they are not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import PAIRS, hf_lora, run_python, write_jsonl
+from hub_server import COMMIT, hub_on_loopback
+
+LOAD = """
+import json, sys
+from hf_lora_ext import LoraExtError
+from hf_lora_ext.hub import load_hub_dataset
+try:
+    rows, commit = load_hub_dataset(*sys.argv[1:])
+    answer = {"rows": len(rows), "columns": rows.column_names, "commit": commit}
+except LoraExtError as error:
+    answer = {"error": str(error)}
+print(json.dumps(answer))
+"""
+
+
+@pytest.fixture
+def dataset_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", PAIRS)
+    write_jsonl(folder / "test.jsonl", PAIRS[:5])
+    return folder
+
+
+def load(endpoint: str, cache: Path, *arguments: str) -> dict:
+    result = run_python("-c", LOAD, *arguments, HF_ENDPOINT=endpoint, HF_HOME=str(cache))
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_a_dataset_comes_by_name_and_split_with_its_commit(dataset_folder: Path, tmp_path: Path):
+    with hub_on_loopback({"datasets/me/sums": dataset_folder}) as (endpoint, _):
+        assert load(endpoint, tmp_path, "me/sums", "train") == {
+            "rows": 40,
+            "columns": ["prompt", "completion"],
+            "commit": COMMIT,
+        }
+        assert load(endpoint, tmp_path, "me/sums", "test", COMMIT)["rows"] == 5
+        assert "set data.split" in load(endpoint, tmp_path, "me/sums", "trian")["error"]
+        assert "nor a dataset on the Hub" in load(endpoint, tmp_path, "me/summs", "train")["error"]
+        assert "at revision 'v9'" in load(endpoint, tmp_path, "me/sums", "train", "v9")["error"]
+
+
+def test_a_run_on_a_hub_dataset_records_its_revision(dataset_folder: Path, tiny_recipe: Path, tmp_path: Path):
+    with hub_on_loopback({"datasets/me/sums": dataset_folder}) as (endpoint, _):
+        result = hf_lora(
+            "train", tiny_recipe, "data.source=me/sums", "--json", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf")
+        )
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)["facts"]["data"]
+    assert (data["name"], data["revision"], data["form"]) == ("me/sums", COMMIT, "prompt-completion")

@@ -1,0 +1,236 @@
+"""The memory estimate: its laws, and what autograd saves, counted on real models to the byte."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_lora_ext.activations import kept_checkpoints, saved_by_layer
+from hf_lora_ext.anatomy import block_of, is_target
+from hf_lora_ext.errors import ConfigError
+from hf_lora_ext.families import shape_from_config
+from hf_lora_ext.memory import COMPONENTS, estimate_memory
+from hf_lora_ext.plans import Plan
+from hf_lora_ext.popular_models import POPULAR_MODELS, popular_config
+from hf_lora_ext.sizes import ModelShape
+
+GIB = 2**30
+PLANS = st.builds(
+    Plan,
+    base=st.sampled_from(["float32", "bfloat16", "int8", "nf4", "gptq"]),
+    rank=st.integers(1, 64),
+    micro_batch=st.integers(1, 8),
+    sequence=st.integers(16, 4096),
+    checkpointing=st.booleans(),
+    dropout=st.booleans(),
+    autocast=st.booleans(),
+    kbit_prepared=st.booleans(),
+    fused_kernels=st.booleans(),
+    adapter=st.sampled_from(["float32", "bfloat16"]),
+    method=st.sampled_from(["lora", "dora", "adalora"]),
+    loss=st.sampled_from(["eager", "fused", "chunked"]),
+    attention=st.sampled_from(["flash", "sdpa", "eager"]),
+    optimizer=st.sampled_from(["adamw", "adamw_8bit", "sgd"]),
+    accumulation=st.integers(1, 2),
+)
+MODELS = st.sampled_from(sorted(POPULAR_MODELS))
+
+
+def shape_of(model: str) -> ModelShape:
+    shape = shape_from_config(popular_config(model))
+    assert shape is not None
+    return shape
+
+
+@given(model=MODELS, plan=PLANS)
+def test_components_add_up(model: str, plan: Plan):
+    estimate = estimate_memory(shape_of(model), plan)
+    parts = [getattr(estimate, name) for name in COMPONENTS]
+    assert all(isinstance(part, int) and part >= 0 for part in parts)
+    assert estimate.allocated == sum(parts)
+    assert estimate.needed >= estimate.device >= estimate.reserved >= estimate.allocated >= estimate.weights
+
+
+@given(model=MODELS, plan=PLANS, name=st.sampled_from(["micro_batch", "sequence", "rank", "start_factor"]))
+def test_more_of_anything_never_needs_less(model: str, plan: Plan, name: str):
+    shape = shape_of(model)
+    more = replace(plan, **{name: 2 * getattr(plan, name)})
+    assert estimate_memory(shape, more).allocated >= estimate_memory(shape, plan).allocated
+    assert estimate_memory(shape, more).device >= estimate_memory(shape, plan).device
+
+
+@given(plan=PLANS, layers=st.integers(2, 40))
+def test_more_layers_never_need_less(plan: Plan, layers: int):
+    config = dict(popular_config("meta-llama/Llama-3.2-3B"))
+    fewer, more = (shape_from_config({**config, "num_hidden_layers": number}) for number in (layers, layers + 1))
+    assert estimate_memory(more, plan).allocated >= estimate_memory(fewer, plan).allocated
+
+
+@given(model=MODELS, plan=PLANS, sharding=st.sampled_from(["zero2", "zero3", "fsdp"]), devices=st.integers(2, 8))
+def test_more_devices_never_need_more_each(model: str, plan: Plan, sharding: str, devices: int):
+    shape, some = shape_of(model), replace(plan, sharding=sharding, devices=devices)
+    more = replace(some, devices=2 * devices)
+    assert estimate_memory(shape, more).device <= estimate_memory(shape, some).device
+    together = estimate_memory(shape, replace(plan, sharding="ddp", devices=devices))
+    for name in ("weights", "quantisation", "adapters", "optimizer"):
+        assert getattr(estimate_memory(shape, some), name) <= getattr(together, name)
+
+
+@given(model=MODELS, plan=PLANS)
+def test_checkpointing_never_needs_more(model: str, plan: Plan):
+    shape = shape_of(model)
+    kept, without = (estimate_memory(shape, replace(plan, checkpointing=on)) for on in (True, False))
+    assert kept.allocated <= without.allocated
+
+
+@given(model=MODELS)
+def test_packing_never_makes_weights_larger(model: str):
+    shape = shape_of(model)
+    sizes = [estimate_memory(shape, Plan(base=base)) for base in ("float32", "bfloat16", "int8", "nf4")]
+    held = [estimate.weights + estimate.quantisation for estimate in sizes]
+    assert held == sorted(held, reverse=True)
+
+
+def test_packing_leaves_unpacked_experts_alone():
+    shape = shape_of("mistralai/Mixtral-8x7B-v0.1")
+    packed, whole, all_packed = (
+        estimate_memory(shape, plan).weights
+        for plan in (Plan(base="nf4"), Plan(), Plan(base="nf4", experts_quantised=True))
+    )
+    assert packed > 0.95 * whole
+    assert all_packed < 0.27 * whole
+
+
+def test_a_bare_size_is_near_the_model_of_that_size():
+    for model in ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"):
+        shape = shape_of(model)
+        bare = ModelShape(parameters=shape.parameters, source="key")
+        for plan in (Plan(), Plan(base="nf4", sequence=2048, micro_batch=2)):
+            assert estimate_memory(bare, plan).device == pytest.approx(estimate_memory(shape, plan).device, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"base": "nf5"}, "nf4"),
+        ({"rank": 0}, "from 1"),
+        ({"sharding": "fsdp"}, "2 devices"),
+        ({"method": "full", "base": "nf4"}, "packed weights"),
+    ],
+)
+def test_a_wrong_plan_is_refused(wrong: dict, says: str):
+    with pytest.raises(ConfigError, match=says):
+        Plan(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [("Qwen/Qwen3-30B-A3B", 30.53), ("google/gemma-2-9b", 9.24), ("mistralai/Magistral-Small-2506", 23.57)],
+)
+def test_popular_configs_have_the_published_sizes(model: str, billions: float):
+    assert shape_of(model).parameters / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_every_popular_config_has_a_shape_whose_block_is_whole():
+    for model in POPULAR_MODELS:
+        block = block_of(shape_of(model))
+        read = {projection.reads for projection in block.projections}
+        assert {"attention_input", "attention_output"} <= read
+        assert block.mlp > 0
+        assert block.query >= block.key_value > 0
+
+
+# What autograd saves, counted.
+
+TINY = {
+    "llama": {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "qwen3": {
+        **{"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4, "num_key_value_heads": 2},
+        "head_dim": 24,
+    },
+}
+QV, ALL = ("q_proj", "v_proj"), "all-linear"
+
+
+def saved_bytes(family: str, plan: Plan, layers: int) -> int:
+    """Bytes of the unique storages that autograd saves in a forward pass, parameters and inputs left out."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        num_hidden_layers=layers,
+        vocab_size=128,
+        use_cache=False,
+        attn_implementation=plan.attention,
+        **TINY[family],
+    )
+    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, plan.compute))
+    adapter = LoraConfig(
+        r=plan.rank,
+        target_modules=plan.targets if isinstance(plan.targets, str) else list(plan.targets),
+        lora_dropout=0.1 if plan.dropout else 0.0,
+        use_dora=plan.method == "dora",
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(getattr(torch, plan.adapter))
+    model.enable_input_require_grads()
+    if plan.checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    model.train()
+    known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    found: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            alive.append(tensor)  # an address is unique only while its storage lives
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = torch.randint(0, 128, (plan.micro_batch, plan.sequence))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.get_base_model().model(input_ids=tokens)
+    return sum(found.values())
+
+
+def counted(family: str, plan: Plan) -> int:
+    """Bytes that one more block saves."""
+    return saved_bytes(family, plan, 3) - saved_bytes(family, plan, 2)
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("targets", [QV, ALL], ids=["qv", "all"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("compute", "adapter"), [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float32", "float32")]
+)
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "plain"])
+def test_saved_bytes_are_exact(family: str, targets, attention: str, compute: str, adapter: str, dropout: bool):
+    plan = Plan(
+        base=compute, compute=compute, adapter=adapter, targets=targets, attention=attention, dropout=dropout,
+        rank=8, micro_batch=2, sequence=32, checkpointing=False, autocast=False,
+    )  # fmt: skip
+    config = AutoConfig.for_model(family, num_hidden_layers=3, vocab_size=128, **TINY[family]).to_dict()
+    block = block_of(shape_from_config(config))
+    masked = sum(p.in_features for p in block.projections if is_target(p, targets)) if dropout else 0
+    wider_on_cpu = (plan.adapter_bytes - 1) * masked * plan.tokens  # CUDA's dropout keeps its mask as booleans
+    assert counted(family, plan) == saved_by_layer(block, plan).total + wider_on_cpu
+
+
+@pytest.mark.parametrize(("compute", "bytes_each"), [("bfloat16", 2), ("float32", 4)])
+def test_a_checkpointed_block_keeps_its_input_alone(compute: str, bytes_each: int):
+    plan = Plan(
+        base=compute, compute=compute, rank=8, micro_batch=2, sequence=32, dropout=False, autocast=False, targets=QV
+    )
+    config = AutoConfig.for_model("llama", num_hidden_layers=3, vocab_size=128, **TINY["llama"]).to_dict()
+    block = block_of(shape_from_config(config))
+    assert kept_checkpoints(block, plan) == 3 * 64 * bytes_each * plan.tokens
+    assert counted("llama", plan) == 64 * bytes_each * plan.tokens
