@@ -9,6 +9,7 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from .advice import Advice, advise
 from .cards import render_card, write_card
 from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
 from .facts import Facts
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaLoraCallback",
     "AdapterError",
+    "Advice",
     "ConfigError",
     "Facts",
     "FactsCallback",
@@ -34,6 +36,7 @@ __all__ = [
     "Recipe",
     "ResumeError",
     "RunResult",
+    "advise",
     "load_recipe",
     "preset",
     "render_card",

@@ -1,7 +1,9 @@
-"""The one seam to PEFT's internals: what an adapter in memory is, as plain values."""
+"""The one seam to PEFT's internals: what an adapter in memory is, as plain values, and how it is saved."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,13 @@ from .errors import AdapterError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["adapter_bytes", "describe_adapter", "describe_quantization"]
+__all__ = [
+    "adapter_bytes",
+    "describe_adapter",
+    "describe_quantization",
+    "save_adapter",
+    "save_initial_adapter",
+]
 
 
 def describe_adapter(model: PeftModel) -> dict[str, Any]:
@@ -46,6 +54,39 @@ def describe_quantization(model: PeftModel) -> dict[str, Any]:
         return {}
     plain = _plain(config if isinstance(config, dict) else config.to_dict())
     return {key: value for key, value in plain.items() if value not in (None, [], False) and not key.startswith("_")}
+
+
+def save_initial_adapter(model: PeftModel, folder: Path) -> None:
+    """Save a PiSSA or OLoRA adapter that has not been trained yet, as `save_adapter` needs it."""
+    with _as_plain_lora(model):
+        model.save_pretrained(str(folder))
+
+
+def save_adapter(model: PeftModel, folder: Path, initial: Path | None = None) -> None:
+    """Save the active adapter so that it gives the same answers on the unchanged base.
+
+    Args:
+        model: The trained model.
+        folder: Where to.
+        initial: What `save_initial_adapter` left, for an initialisation that changed the base: the difference is
+            then saved, as an ordinary LoRA of twice the rank (PiSSA, section 3 on sharing adapters).
+    """
+    if initial is None:
+        model.save_pretrained(str(folder))
+        return
+    with _as_plain_lora(model):
+        model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
+
+
+@contextmanager
+def _as_plain_lora(model: PeftModel) -> Iterator[None]:
+    """Let the configuration say plain LoRA meanwhile, so that loading what is saved changes no base again."""
+    config = model.peft_config[model.active_adapter]
+    own, config.init_lora_weights = config.init_lora_weights, True
+    try:
+        yield
+    finally:
+        config.init_lora_weights = own
 
 
 def adapter_bytes(folder: Path) -> int:

@@ -6,38 +6,37 @@ All functions are pure: a shape, the hardware and the user's wishes in, frozen `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final
 
+from .advice import Advice
+from .decisions import Choice
 from .errors import ConfigError, nearest
 from .hardware import Hardware
+from .methods import METHOD_FACTS, METHODS, RSLORA, Method
+from .run_choices import RunWishes, learning_rate_choice, run_choices
 from .sizes import ModelShape, size_band
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["METHODS", "Choice", "LoraWishes", "Method", "all_choices", "check_wishes", "short_count"]
+__all__ = [
+    "METHODS",
+    "Choice",
+    "LoraWishes",
+    "Method",
+    "all_choices",
+    "check_wishes",
+    "short_count",
+    "starting_rank",
+]
 
-Method = Literal["lora", "qlora"]
-METHODS: Final[tuple[Method, ...]] = get_args(Method)
+_BASES: Final = ("lora", "qlora", "qlora8")
+"""Methods that say only how the base is held, and so go with a LoraConfig of the user's own."""
 
 QLORA = "QLoRA, arXiv 2305.14314"
 WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One decided value, and why."""
-
-    name: str
-    """The setting."""
-    value: Any
-    """What it was set to."""
-    why: str
-    """The reason, in a few words."""
-    source: str
-    """Paper, documentation or measurement behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +61,19 @@ def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r} is not known; {nearest(str(method), METHODS)}")
+    if lora_config is not None and method not in _BASES:
+        raise ConfigError(
+            f"lora_config and method {method} were both given; make it part of the LoraConfig (use_dora, use_rslora), "
+            f"and choose how the base is held: {', '.join(_BASES)}"
+        )
     if lora_config is not None and wishes != LoraWishes():
         given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
         raise ConfigError(
             f"lora_config and {', '.join(given)} were both given; set {given[0]} inside the LoraConfig instead"
         )
+    if method == "prefix" and wishes != LoraWishes():
+        given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
+        raise ConfigError(f"method prefix has no {' and no '.join(given)}; leave it out, or use method lora")
     for name in ("rank", "alpha"):
         value = getattr(wishes, name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -80,46 +87,77 @@ def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None
 
 
 def all_choices(
-    shape: ModelShape, hardware: Hardware, method: Method, wishes: LoraWishes, lora_config: LoraConfig | None
+    shape: ModelShape,
+    hardware: Hardware,
+    method: Method,
+    wishes: LoraWishes,
+    lora_config: LoraConfig | None,
+    run: RunWishes,
+    advice: Advice | None = None,
 ) -> tuple[Choice, ...]:
     """Return every value of a preset, in the order in which `explain` shows them."""
-    adapter = _adapter(shape, wishes) if lora_config is None else _own_adapter(lora_config)
-    return (*adapter, *_precision(method, hardware), *_optimisation(shape), *_batch(shape, hardware))
-
-
-def _adapter(shape: ModelShape, wishes: LoraWishes) -> tuple[Choice, ...]:
-    band = size_band(shape.parameters)
-    rank = wishes.rank or band.rank
-    yours = "given by you"
+    adapter = _adapter(shape, method, wishes, advice) if lora_config is None else _own_adapter(lora_config)
     return (
-        Choice(name="rank", value=rank, why=yours, source="rank=")
-        if wishes.rank
-        else Choice(
-            name="rank",
-            value=rank,
-            why=_band_text(band.above, band.up_to),
-            source=f"size key, anchor {band.anchor}",
-        ),
-        Choice(name="alpha", value=wishes.alpha, why=yours, source="alpha=")
-        if wishes.alpha
-        else Choice(
-            name="alpha",
-            value=2 * rank,
-            why="2 x rank: the update is scaled by 2",
-            source="TRL's LoRA defaults (16, 32)",
-        ),
-        Choice(name="dropout", value=wishes.dropout, why=yours, source="dropout=")
-        if wishes.dropout is not None
-        else Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
-        Choice(name="targets", value=wishes.targets, why=yours, source="targets=")
-        if wishes.targets
-        else Choice(
+        *adapter,
+        *_precision(method, hardware),
+        *run_choices(shape, hardware, method, run, rank=adapter[0].value),
+        *_optimisation(shape, method, run),
+        *_batch(shape, hardware, method),
+    )
+
+
+def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advice | None) -> tuple[Choice, ...]:
+    if method == "prefix":
+        return _no_factors()
+    advised = {line.name: line for line in advice.lines} if advice else {}
+    rank = _given("rank", wishes) or advised.get("rank") or _band_rank(shape)
+    return (
+        rank,
+        _given("alpha", wishes) or _alpha(method, rank.value),
+        _given("dropout", wishes)
+        or advised.get("dropout")
+        or Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
+        _given("targets", wishes)
+        or Choice(
             name="targets",
             value="all-linear",
             why="every linear layer but the head; the MLP matters most",
             source=f"{QLORA}; {WITHOUT_REGRET}",
         ),
     )
+
+
+def _given(name: str, wishes: LoraWishes) -> Choice | None:
+    value = getattr(wishes, name)
+    return None if value is None else Choice(name=name, value=value, why="given by you", source=f"{name}=")
+
+
+def _band_rank(shape: ModelShape) -> Choice:
+    band = size_band(shape.parameters)
+    why = _band_text(band.above, band.up_to)
+    return Choice(name="rank", value=band.rank, why=why, source=f"size key, anchor {band.anchor}")
+
+
+def _alpha(method: Method, rank: int) -> Choice:
+    if method == "rslora":
+        why = "the same at every rank: the update is scaled by alpha / sqrt(rank)"
+        return Choice(name="alpha", value=16, why=why, source=RSLORA)
+    if method == "adalora":
+        why = "2 x the starting rank: the update is scaled by 2"
+        return Choice(name="alpha", value=2 * starting_rank(rank), why=why, source="TRL's LoRA defaults (16, 32)")
+    why = "2 x rank: the update is scaled by 2"
+    return Choice(name="alpha", value=2 * rank, why=why, source="TRL's LoRA defaults (16, 32)")
+
+
+def starting_rank(rank: int) -> int:
+    """Return the rank that AdaLoRA starts from: half as much again, rounded up (its section 4.1)."""
+    return (3 * rank + 1) // 2
+
+
+def _no_factors() -> tuple[Choice, ...]:
+    nothing = {"rank": 0, "alpha": 0, "dropout": 0.0, "targets": "none"}
+    source = METHOD_FACTS["prefix"].source
+    return tuple(Choice(name=n, value=v, why="a prefix has no factors", source=source) for n, v in nothing.items())
 
 
 def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
@@ -137,10 +175,8 @@ def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
 
 
 def _precision(method: Method, hardware: Hardware) -> tuple[Choice, ...]:
-    if method == "qlora":
-        held = Choice(name="method", value="qlora", why="base in 4-bit NF4, double quantisation", source=QLORA)
-    else:
-        held = Choice(name="method", value="lora", why="base in its own precision", source="LoRA, arXiv 2106.09685")
+    facts = METHOD_FACTS[method]
+    held = Choice(name="method", value=method, why=facts.why, source=facts.source)
     dtype, why = (
         ("bfloat16", f"{hardware.name} multiplies bfloat16 in hardware")
         if hardware.has_bfloat16
@@ -151,15 +187,9 @@ def _precision(method: Method, hardware: Hardware) -> tuple[Choice, ...]:
     return (held, Choice(name="dtype", value=dtype, why=why, source="hardware"))
 
 
-def _optimisation(shape: ModelShape) -> tuple[Choice, ...]:
-    large = shape.parameters > 30_000_000_000
+def _optimisation(shape: ModelShape, method: Method, run: RunWishes) -> tuple[Choice, ...]:
     return (
-        Choice(
-            name="learning_rate",
-            value=1e-4 if large else 2e-4,
-            why="about ten times that of full fine-tuning" + (", halved above 30B" if large else ""),
-            source=f"{QLORA}; {WITHOUT_REGRET}",
-        ),
+        learning_rate_choice(shape, method, run),
         Choice(
             name="scheduler",
             value="constant_with_warmup",
@@ -176,7 +206,7 @@ def _optimisation(shape: ModelShape) -> tuple[Choice, ...]:
     )
 
 
-def _batch(shape: ModelShape, hardware: Hardware) -> tuple[Choice, ...]:
+def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choice, ...]:
     widest = {8: 4, 16: 2, 32: 1}[size_band(shape.parameters).rank]
     micro = widest if hardware.kind == "cuda" else 4
     accumulation = max(1, BATCH_EXAMPLES // (micro * hardware.devices))
@@ -193,9 +223,13 @@ def _batch(shape: ModelShape, hardware: Hardware) -> tuple[Choice, ...]:
         Choice(name="max_length", value=length, why="tokens; longer examples are cut", source="TRL's default"),
         Choice(
             name="activation_checkpointing",
-            value=on_gpu,
-            why="GPU memory is short" if on_gpu else "memory is ample here, recomputing costs time",
-            source="TRL's default" if on_gpu else "hardware",
+            value=on_gpu and method != "prefix",
+            why="it would drop the cache that holds the prefix"
+            if method == "prefix"
+            else "GPU memory is short"
+            if on_gpu
+            else "memory is ample here, recomputing costs time",
+            source="peft refuses it" if method == "prefix" else "TRL's default" if on_gpu else "hardware",
         ),
     )
 

@@ -11,13 +11,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from .advice import Advice, Task, advise, check_question
 from .choices import Choice, LoraWishes, Method, all_choices, check_wishes, short_count
+from .errors import ConfigError
 from .hardware import Hardware, declared_hardware
+from .launch import accelerate_config
+from .methods import METHOD_FACTS
+from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
+from .strict_yaml import dump_yaml
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
-    from transformers import BitsAndBytesConfig
+    from peft import LoraConfig, PeftConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig
 
 __all__ = ["Preset", "decide", "preset"]
@@ -38,7 +44,7 @@ class Preset:
     hardware: Hardware
     """What it was made for."""
     method: Method
-    """How the base is held while training: `lora` in its own precision, `qlora` in 4 bits."""
+    """What is trained and how the base is held, a name in `methods.METHODS`."""
     rank: int
     """LoRA rank of every adapted layer."""
     alpha: int
@@ -49,6 +55,22 @@ class Preset:
     """Module names that get an adapter, or `all-linear`."""
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the base weights and of the matrix products."""
+    init: str
+    """How the adapter's factors start, a name in `methods.INITS`."""
+    virtual_tokens: int
+    """Length of the learned prefix; 0 without one."""
+    adapter_dtype: Literal["float32", "bfloat16"]
+    """Precision of the adapter's weights while they train."""
+    optimizer: str
+    """A name in `run_choices.OPTIMIZERS`."""
+    attention: str
+    """Attention kernel, by its transformers name."""
+    packing: bool
+    """Whether several examples share a row."""
+    sharding: Sharding
+    """How several devices share the work."""
+    reentrant: bool
+    """Which kind of activation checkpointing, where it is on."""
     learning_rate: float
     """Peak learning rate of AdamW."""
     scheduler: str
@@ -67,21 +89,28 @@ class Preset:
     """Whether activations are recomputed in the backward pass to save memory."""
     choices: tuple[Choice, ...]
     """Every value above with its reason and source."""
+    warnings: tuple[Choice, ...] = ()
+    """Risks that the advice for an automatic rank sees."""
     own_lora_config: LoraConfig | None = None
     """The user's own LoraConfig, which then replaces the adapter's part."""
     model_is_loaded: bool = False
     """Whether it was made for a model in memory, so that a trainer has nothing to load."""
 
     @property
-    def peft_config(self) -> LoraConfig:
-        """A new peft `LoraConfig` with this preset's adapter (or a copy of the user's own)."""
-        from .training import lora_config
+    def bits(self) -> Literal[4, 8] | None:
+        """Bits of a weight of the base while training; None for its own precision."""
+        return METHOD_FACTS[self.method].bits
 
-        return lora_config(self)
+    @property
+    def peft_config(self) -> PeftConfig:
+        """A new peft configuration of this preset's adapter (or a copy of the user's own)."""
+        from .training import adapter_config
+
+        return adapter_config(self)
 
     @property
     def quantization_config(self) -> BitsAndBytesConfig | None:
-        """A new transformers `BitsAndBytesConfig` for `qlora`, None for `lora`."""
+        """A new transformers `BitsAndBytesConfig` where the base is quantised, else None."""
         from .training import quantization_config
 
         return quantization_config(self)
@@ -107,12 +136,66 @@ class Preset:
 
         return sft_config(self, output_dir, **overrides)
 
+    def optimizer_cls_and_kwargs(self, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+        """Return what the trainer's argument of this name takes: LoRA+'s optimizer, None for the other choices.
+
+        Args:
+            args: The trainer's configuration, which the learning rate and Adam's settings are read from.
+        """
+        from .training import optimizer_cls_and_kwargs
+
+        return optimizer_cls_and_kwargs(self, args)
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Return new trainer callbacks that the method and the initialisation need; often none."""
+        from .training import method_callbacks
+
+        return method_callbacks(self)
+
+    def accelerate_config(
+        self,
+        *,
+        machines: int = 1,
+        machine_rank: int = 0,
+        main_process_ip: str | None = None,
+        main_process_port: int | None = None,
+    ) -> dict[str, Any]:
+        """Return what `accelerate launch --config_file` takes, as a mapping.
+
+        Args:
+            machines: Machines that take part, each with this preset's devices.
+            machine_rank: This machine's number, from 0.
+            main_process_ip: Address of machine 0, needed for several.
+            main_process_port: Its port.
+
+        Raises:
+            ConfigError: If the numbers do not fit the preset's sharding.
+        """
+        return accelerate_config(
+            sharding=self.sharding,
+            devices=self.hardware.devices,
+            dtype=self.dtype,
+            bits=self.bits,
+            on_cpu=self.hardware.kind == "cpu",
+            machines=machines,
+            machine_rank=machine_rank,
+            main_process_ip=main_process_ip,
+            main_process_port=main_process_port,
+        )
+
+    def accelerate_yaml(self, **machines: Any) -> str:
+        """Return `accelerate_config`, which takes the same arguments, as the YAML text of the file."""
+        return dump_yaml(self.accelerate_config(**machines))
+
     def explain(self) -> str:
         """Return a table of every value, why it was chosen, and its source."""
         about = self.model_id or "a model of this size"
         head = f"preset for {about}: {short_count(self.shape.parameters)} parameters, from {self.shape.source}"
         rows = [("setting", "value", "why", "source")]
         rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.choices]
+        if self.warnings:
+            rows += [("", "", "", ""), ("look out for", "", "", "")]
+            rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.warnings]
         return f"{head}\nhardware: {self.hardware}\n\n{_table(rows, widths=(24, 20, 46, 44))}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,6 +206,7 @@ class Preset:
             "shape": asdict(self.shape),
             "hardware": asdict(self.hardware),
             "choices": [asdict(choice) for choice in self.choices],
+            "warnings": [asdict(warning) for warning in self.warnings],
             "own_lora_config": None if self.own_lora_config is None else _config_dict(self.own_lora_config),
         }
 
@@ -135,18 +219,26 @@ def _config_dict(config: LoraConfig) -> dict[str, Any]:
     return {key: value if isinstance(value, known) else str(value) for key, value in plain.items()}
 
 
-_NESTED: Final = {"shape", "hardware", "choices", "targets", "own_lora_config"}
+_NESTED: Final = {"shape", "hardware", "choices", "warnings", "targets", "own_lora_config"}
 
 
 def preset(
     model: Any,
     *,
     method: Method = "lora",
-    rank: int | None = None,
+    rank: int | Literal["auto"] | None = None,
     alpha: int | None = None,
     dropout: float | None = None,
     targets: str | Sequence[str] | None = None,
     lora_config: LoraConfig | None = None,
+    task: Task | None = None,
+    examples: int | None = None,
+    tokens: int | None = None,
+    init: str | None = None,
+    optimizer: str | None = None,
+    attention: str | None = None,
+    packing: bool | None = None,
+    sharding: Sharding | None = None,
     gpu_memory_gib: float | None = None,
     gpus: int | None = None,
 ) -> Preset:
@@ -158,12 +250,21 @@ def preset(
     Args:
         model: A size key (`"7B"`, `"1.3b"`), a Hub id, a local folder, a config (object or mapping), or a loaded
             model.
-        method: `"lora"`, or `"qlora"` for a base held in 4-bit NF4 with double quantisation.
-        rank: Overrides the rank of the size band.
+        method: `"lora"`, `"rslora"`, `"dora"`, `"adalora"`, `"prefix"`; `"qlora"` or `"qdora"` for a base held in
+            4-bit NF4 with double quantisation, `"qlora8"` for one in 8 bits.
+        rank: Overrides the rank of the size band; `"auto"` takes `advice.advise`'s for the next three.
         alpha: Overrides alpha = 2 x rank.
         dropout: Overrides the adapter's dropout, from 0 up to 1.
         targets: Overrides the adapted modules: `"all-linear"` or module names.
         lora_config: Your own `peft.LoraConfig`; excludes the four above.
+        task: What is learned: `"style"`, `"classification"`, `"chat"`, `"code"` or `"domain"`.
+        examples: Training examples.
+        tokens: Training tokens that the loss counts.
+        init: How the factors start: `"default"`, `"gaussian"`, `"orthogonal"`, `"pissa"`, `"olora"`, `"mica"`.
+        optimizer: `"adamw"`, `"paged_adamw_8bit"`, or `"loraplus"` (see `Preset.optimizer_cls_and_kwargs`).
+        attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package and allow packing.
+        packing: Whether several examples share a row; on by default where the attention keeps them apart.
+        sharding: `"none"`, `"ddp"`, `"fsdp"` or `"zero3"`; by default `"ddp"` for several devices.
         gpu_memory_gib: Memory of one GPU in GiB, to plan for a machine that is not this one.
         gpus: Number of GPUs, likewise.
 
@@ -173,12 +274,40 @@ def preset(
     from .base_models import find_shape, is_loaded_model
     from .machine import find_hardware
 
-    wishes = LoraWishes(rank=rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets))
+    asks = _asks_for_advice(rank, task, examples, tokens)
+    if asks and (method == "prefix" or lora_config is not None):
+        owner = "method prefix" if method == "prefix" else "lora_config"
+        raise ConfigError(f"{owner} leaves no rank to choose; leave rank='auto' out")
+    wishes = LoraWishes(
+        rank=None if rank == "auto" else rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets)
+    )
+    run = RunWishes(init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding)
     check_wishes(method, wishes, lora_config)
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
+    check_run(method, run, hardware, lora_config)
     shape, model_id = find_shape(model)
-    decided = decide(shape, hardware, method=method, wishes=wishes, lora_config=lora_config, model_id=model_id)
+    advice = advise(shape, task=task, examples=examples, tokens=tokens) if asks else None
+    decided = decide(
+        shape,
+        hardware,
+        method=method,
+        wishes=wishes,
+        lora_config=lora_config,
+        run=run,
+        advice=advice,
+        model_id=model_id,
+    )
     return replace(decided, model_is_loaded=is_loaded_model(model))
+
+
+def _asks_for_advice(rank: Any, task: str | None, examples: int | None, tokens: int | None) -> bool:
+    """Tell whether the rank is to be advised, and raise for a question without it or one that cannot be."""
+    question = {"task": task, "examples": examples, "tokens": tokens}
+    given = [name for name, value in question.items() if value is not None]
+    if given and rank != "auto":
+        raise ConfigError(f"{given[0]} is for rank='auto'; add it, or leave {given[0]} out")
+    check_question(task, examples, tokens)
+    return bool(rank == "auto")
 
 
 def _as_targets(targets: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -192,16 +321,19 @@ def decide(
     method: Method = "lora",
     wishes: LoraWishes | None = None,
     lora_config: LoraConfig | None = None,
+    run: RunWishes | None = None,
+    advice: Advice | None = None,
     model_id: str | None = None,
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
-    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config)
+    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes(), advice)
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,
         shape=shape,
         hardware=hardware,
         choices=choices,
+        warnings=advice.warnings if advice else (),
         own_lora_config=lora_config,
         **value,
     )

@@ -9,10 +9,13 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from .choices import METHODS, LoraWishes, Method
+from .advice import TASKS, Task
+from .choices import LoraWishes, check_wishes
 from .errors import ConfigError, nearest
+from .methods import INITS, METHODS, Method, check_features
+from .run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
 from .strict_yaml import dump_yaml, read_yaml
 
 __all__ = [
@@ -65,15 +68,25 @@ class Recipe:
     revision: str | None = None
     """Revision of the base model on the Hub."""
     method: Method = "lora"
-    """`lora`, or `qlora` for a 4-bit base."""
-    rank: int | None = None
-    """Overrides the preset's rank."""
+    """What is trained and how the base is held: a name in `methods.METHODS`."""
+    init: str | None = None
+    """How the adapter's factors start: a name in `methods.INITS`."""
+    rank: int | Literal["auto"] | None = None
+    """Overrides the preset's rank; `auto` takes the advice for task and examples."""
+    task: Task | None = None
+    """What is learned, for `rank: auto`: a name in `advice.TASKS`."""
     alpha: int | None = None
     """Overrides the preset's alpha."""
     dropout: float | None = None
     """Overrides the preset's adapter dropout."""
     targets: str | tuple[str, ...] | None = None
     """Overrides the preset's adapted modules."""
+    optimizer: str | None = None
+    """A name in `run_choices.OPTIMIZERS`."""
+    attention: str | None = None
+    """Attention kernel, by its transformers name."""
+    sharding: Sharding | None = None
+    """How several devices share the work."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """SFTConfig fields that replace the preset's."""
     samples: int = 3
@@ -84,7 +97,13 @@ class Recipe:
     @property
     def wishes(self) -> LoraWishes:
         """What the recipe fixes of the adapter."""
-        return LoraWishes(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+        rank = None if self.rank == "auto" else self.rank
+        return LoraWishes(rank=rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+
+    @property
+    def run_wishes(self) -> RunWishes:
+        """What the recipe fixes of the run."""
+        return RunWishes(init=self.init, optimizer=self.optimizer, attention=self.attention, sharding=self.sharding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +144,12 @@ _RECIPE_RULES: Final = {
     "data": _Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
     "revision": _TEXT,
     "method": _one_of(*METHODS),
-    "rank": _FROM_1,
+    "init": _one_of(*INITS),
+    "optimizer": _one_of(*OPTIMIZERS),
+    "attention": _one_of(*ATTENTIONS),
+    "sharding": _one_of(*SHARDINGS),
+    "rank": _Rule(lambda v: v == "auto" or _is_whole(v, 1), "a whole number from 1, or auto"),
+    "task": _one_of(*TASKS),
     "alpha": _FROM_1,
     "dropout": _FRACTION,
     "targets": _Rule(
@@ -201,7 +225,29 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
             problems.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
         if training.get("bf16") and training.get("fp16"):
             problems.append("training.bf16 and training.fp16 exclude each other; remove one")
-    return problems
+    return problems or _conflicts(raw)
+
+
+def _conflicts(raw: Mapping[str, Any]) -> list[str]:
+    """Return what does not work together among values that are each right, from the table that presets use."""
+    method = raw.get("method", "lora")
+    run = RunWishes(**{name: raw.get(name) for name in RunWishes.__slots__})
+    targets = raw.get("targets")
+    adapter = {name: raw.get(name) for name in ("rank", "alpha", "dropout")}
+    training = raw.get("training", {})
+    if "task" in raw and raw.get("rank") != "auto":
+        return ["task: is for rank: auto; add it, or leave task out"]
+    if adapter["rank"] == "auto" and method != "prefix":
+        adapter["rank"] = None
+    try:
+        check_run(method, run)
+        check_wishes(method, LoraWishes(**adapter, targets=tuple(targets) if isinstance(targets, list) else targets))
+        asked = {"checkpointing"} if training.get("gradient_checkpointing") else set()
+        asked |= {"packing"} if training.get("packing") else set()
+        check_features(run_features(method, run) | asked)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _given(raw: Mapping[Any, Any]) -> dict[Any, Any]:

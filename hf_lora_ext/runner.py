@@ -61,7 +61,7 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = find_base_model(recipe.model, recipe.revision)
-    chosen = _preset_for(recipe, base)
+    chosen = _preset_for(recipe, base, len(examples.train))
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
         return _train(recipe, folder, examples, base, chosen, say)
 
 
-def _preset_for(recipe: Recipe, base: BaseModel) -> Preset:
+def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
     targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
     return preset(
         base.path,
@@ -78,6 +78,12 @@ def _preset_for(recipe: Recipe, base: BaseModel) -> Preset:
         alpha=recipe.alpha,
         dropout=recipe.dropout,
         targets=targets,
+        task=recipe.task,
+        examples=examples if recipe.rank == "auto" else None,
+        init=recipe.init,
+        optimizer=recipe.optimizer,
+        attention=recipe.attention,
+        sharding=recipe.sharding,
     )
 
 
@@ -155,11 +161,12 @@ def _portable_recipe(recipe: Recipe) -> str:
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
-    from .adapters import adapter_bytes
+    from .adapters import adapter_bytes, save_adapter
     from .evaluation import answer_samples
     from .plots import plot_loss
 
-    trainer.model.save_pretrained(str(folder.root))
+    initial = folder.checkpoints / "initial_adapter"
+    save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
     trainer.processing_class.save_pretrained(str(folder.root))
     facts = read_facts(folder.facts)
     rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))

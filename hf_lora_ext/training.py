@@ -8,14 +8,17 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from .choices import starting_rank
 from .errors import ConfigError, nearest
+from .methods import METHOD_FACTS, check_features, init_facts
+from .run_choices import LORAPLUS_RATIO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from peft import LoraConfig
+    from peft import PeftConfig
     from transformers import BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -23,44 +26,123 @@ if TYPE_CHECKING:
     from .data import Examples
     from .presets import Preset
 
-__all__ = ["build_trainer", "lora_config", "model_kwargs", "quantization_config", "sft_config"]
+__all__ = [
+    "adapter_config",
+    "build_trainer",
+    "method_callbacks",
+    "model_kwargs",
+    "optimizer_cls_and_kwargs",
+    "quantization_config",
+    "sft_config",
+]
 
 logger = logging.getLogger(__name__)
 
 
-def lora_config(preset: Preset) -> LoraConfig:
-    """Return the preset's adapter as a new `peft.LoraConfig`, or a copy of the user's own."""
-    from peft import LoraConfig
+def adapter_config(preset: Preset) -> PeftConfig:
+    """Return the preset's adapter as a new peft configuration, or a copy of the user's own."""
+    from peft import AdaLoraConfig, LoraConfig
 
     if preset.own_lora_config is not None:
         return copy.deepcopy(preset.own_lora_config)
+    if preset.method == "prefix":
+        return _prefix_config(preset)
+    common: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "lora_alpha": preset.alpha,
+        "lora_dropout": preset.dropout,
+        "target_modules": preset.targets if isinstance(preset.targets, str) else list(preset.targets),
+    }
+    if preset.method == "adalora":
+        return AdaLoraConfig(init_r=starting_rank(preset.rank), target_r=preset.rank, **ADALORA_SCHEDULE, **common)
     return LoraConfig(
-        task_type="CAUSAL_LM",
         r=preset.rank,
-        lora_alpha=preset.alpha,
-        lora_dropout=preset.dropout,
-        target_modules=preset.targets if isinstance(preset.targets, str) else list(preset.targets),
+        use_rslora=preset.method == "rslora",
+        use_dora=preset.method in ("dora", "qdora"),
+        init_lora_weights=True if preset.init == "default" else preset.init,
+        **common,
     )
 
 
+ADALORA_SCHEDULE: Final = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
+"""What peft needs to be told before the run's length is known; the callback replaces it."""
+ADALORA_SHARES: Final = {"tinit": 0.1, "tfinal": 0.3}
+"""Hold a tenth of the steps, move rank, leave the last three tenths alone (AdaLoRA, section 4.1 and its tables)."""
+
+
+def _prefix_config(preset: Preset) -> PeftConfig:
+    from peft import PrefixTuningConfig
+
+    # Not init_weights="zero": equal virtual tokens get equal gradients and stay one token for ever.
+    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=preset.virtual_tokens)
+
+
 def quantization_config(preset: Preset) -> BitsAndBytesConfig | None:
-    """Return 4-bit NF4 with double quantisation (QLoRA, section 3) for `qlora`, else None."""
-    if preset.method != "qlora":
+    """Return 4-bit NF4 with double quantisation (QLoRA, section 3), 8 bits, or None, as the method has it."""
+    if preset.bits is None:
         return None
     import torch
     from transformers import BitsAndBytesConfig
 
+    if preset.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = getattr(torch, fitted_to_this_machine(preset).dtype)
+    # FSDP shards packed weights only where they are stored in the dtype of everything else.
+    storage = {"bnb_4bit_quant_storage": compute} if preset.sharding == "fsdp" else {}
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, fitted_to_this_machine(preset).dtype),
+        bnb_4bit_compute_dtype=compute,
+        **storage,
     )
+
+
+class LoraPlus:
+    """LoRA+ as the trainer's optimizer factory: called with the model, returns AdamW with a faster B.
+
+    The trainer builds it where it builds its own, before it loads the optimizer's state, so a run resumes.
+    Given as a ready optimizer (`optimizers=`), it would hold the parameters of a model not yet wrapped or placed.
+    """
+
+    def __call__(self, model: Any, **kwargs: Any) -> Any:
+        """Return the optimizer for a PeftModel."""
+        import torch
+        from peft.optimizers import create_loraplus_optimizer
+
+        return create_loraplus_optimizer(model, torch.optim.AdamW, **kwargs)
+
+
+def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+    """Return the trainer's argument of this name for LoRA+, and None for what `args.optim` names."""
+    if preset.optimizer != "loraplus":
+        return None
+    return LoraPlus, {
+        "lr": args.learning_rate,
+        "loraplus_lr_ratio": LORAPLUS_RATIO,
+        "loraplus_weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+
+
+def method_callbacks(preset: Preset) -> list[TrainerCallback]:
+    """Return new callbacks that the method and the initialisation need."""
+    from . import callbacks
+
+    found: list[TrainerCallback] = []
+    if preset.method == "adalora":
+        found.append(callbacks.AdaLoraCallback(**ADALORA_SHARES))
+    if init_facts(preset.init).changes_base:
+        found.append(callbacks.PlainAdapterCallback())
+    return found
 
 
 def model_kwargs(preset: Preset) -> dict[str, Any]:
     """Return the keyword arguments that load the base as the preset wants it."""
     kwargs: dict[str, Any] = {"dtype": fitted_to_this_machine(preset).dtype}
+    if preset.attention != "sdpa":
+        kwargs["attn_implementation"] = preset.attention
     if (quantization := quantization_config(preset)) is not None:
         kwargs["quantization_config"] = quantization
     return kwargs
@@ -113,14 +195,18 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         "max_length": fitted.max_length,
         "bf16": fitted.dtype == "bfloat16",
         # 4-bit adapters are bfloat16 under TRL, which the float16 gradient scaler cannot scale.
-        "fp16": fitted.dtype == "float16" and fitted.method == "lora",
+        "fp16": fitted.dtype == "float16" and fitted.bits is None,
+        "optim": "adamw_torch_fused" if fitted.optimizer != "paged_adamw_8bit" else fitted.optimizer,
+        "packing": fitted.packing,
         "use_cpu": fitted.hardware.kind == "cpu",
         checkpointing: fitted.activation_checkpointing,
-        # Reentrant checkpointing marks LoRA parameters ready twice under DDP (peft issue 313).
-        f"{checkpointing}_kwargs": {"use_reentrant": False},
+        f"{checkpointing}_kwargs": {"use_reentrant": fitted.reentrant},
     }
+    asked = overrides.get("gradient_checkpointing") or overrides.get("activation_checkpointing")
+    check_features(METHOD_FACTS[fitted.method].features | ({"checkpointing"} if asked else set()))
     if not fitted.model_is_loaded:
-        settings["model_init_kwargs"] = {"dtype": fitted.dtype}
+        attention = {} if fitted.attention == "sdpa" else {"attn_implementation": fitted.attention}
+        settings["model_init_kwargs"] = {"dtype": fitted.dtype} | attention
     try:
         return SFTConfig(**(settings | overrides))
     except ValueError as error:
@@ -158,8 +244,9 @@ def build_trainer(
         processing_class=tokenizer,
         train_dataset=examples.train,
         eval_dataset=examples.held_out,
-        peft_config=lora_config(preset),
-        callbacks=list(callbacks),
+        peft_config=adapter_config(preset),
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(preset, args),
+        callbacks=[*method_callbacks(preset), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # our own lines say it
     return trainer

@@ -3,6 +3,7 @@
 from .adalora import AdaLoraCallback
 from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
+from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
 
-__all__ = ["AdaLoraCallback", "EvaluateAtEnd", "FactsCallback", "ProgressLines"]
+__all__ = ["AdaLoraCallback", "EvaluateAtEnd", "FactsCallback", "PlainAdapterCallback", "ProgressLines"]
