@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from .advice import Advice
 from .decisions import Choice
 from .errors import ConfigError, nearest
+from .families import linear_targets
 from .hardware import Hardware
 from .methods import METHOD_FACTS, METHODS, RSLORA, Method
 from .run_choices import RunWishes, learning_rate_choice, run_choices
@@ -117,14 +118,16 @@ def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advi
         _given("dropout", wishes)
         or advised.get("dropout")
         or Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
-        _given("targets", wishes)
-        or Choice(
-            name="targets",
-            value="all-linear",
-            why="every linear layer but the head; the MLP matters most",
-            source=f"{QLORA}; {WITHOUT_REGRET}",
-        ),
+        _given("targets", wishes) or _targets(shape),
     )
+
+
+def _targets(shape: ModelShape) -> Choice:
+    if shape.expert_weights and (names := linear_targets(shape)) is not None:
+        why = "with all-linear peft would train the routers; the experts' own weights stay frozen"
+        return Choice(name="targets", value=names, why=why, source="counted in peft 0.21")
+    why = "every linear layer but the head; the MLP matters most"
+    return Choice(name="targets", value="all-linear", why=why, source=f"{QLORA}; {WITHOUT_REGRET}")
 
 
 def _given(name: str, wishes: LoraWishes) -> Choice | None:
@@ -213,7 +216,7 @@ def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choic
     length = min(1024, shape.max_positions or 1024)
     on_gpu = hardware.kind == "cuda"
     return (
-        Choice(name="micro_batch", value=micro, why="by size; memory is not predicted yet", source="size key"),
+        Choice(name="micro_batch", value=micro, why="by size; `hf-lora plan` says whether it fits", source="size key"),
         Choice(
             name="accumulation",
             value=accumulation,

@@ -173,3 +173,12 @@ def test_a_size_key_gives_a_preset_for_the_declared_gpu():
 def test_bad_wishes_are_refused_before_the_model_is_looked_up():
     with pytest.raises(ConfigError, match="rank=0"):
         presets.preset("no/such-model-anywhere", rank=0)
+
+
+def test_a_mixture_of_experts_keeps_its_routers_out_of_the_adapter():
+    from hf_lora_ext.families import shape_from_config
+
+    mixture = decide(shape_from_config({"model_type": "mixtral"}), Hardware(kind="cpu"))
+    assert "q_proj" in mixture.targets
+    assert not any("gate" in name or "router" in name for name in mixture.targets)
+    assert decide(shape_from_config({"model_type": "llama"}), Hardware(kind="cpu")).targets == "all-linear"

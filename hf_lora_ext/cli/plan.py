@@ -25,12 +25,12 @@ GIB: Final = 2**30
 BAR: Final = 40
 """Characters of the longest bar."""
 WISHES: Final = {
-    "lora": Plan(loss="chunked"),
-    "qlora": Plan(base="nf4", adapter="bfloat16", loss="chunked"),
-    "dora": Plan(method="dora", loss="chunked"),
-    "full": Plan(method="full", base="float32", loss="chunked"),
+    "lora": Plan(loss="chunked", padding_mask=True),
+    "qlora": Plan(base="nf4", adapter="bfloat16", loss="chunked", padding_mask=True),
+    "dora": Plan(method="dora", loss="chunked", padding_mask=True),
+    "full": Plan(method="full", base="float32", loss="chunked", padding_mask=True),
 }
-"""Method → the plan that is wished for: TRL's chunked loss, adapters in the type that TRL gives them."""
+"""Method → the plan that is wished for: TRL's chunked loss and padded batches, adapters in the type TRL gives them."""
 EPILOG = """
 \b
 Examples:
