@@ -6,7 +6,7 @@ All functions are pure: a shape, the hardware and the user's wishes in, frozen `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from .advice import Advice
 from .decisions import Choice
@@ -27,6 +27,7 @@ __all__ = [
     "Method",
     "all_choices",
     "check_wishes",
+    "dtype_for",
     "short_count",
     "starting_rank",
 ]
@@ -180,14 +181,17 @@ def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
 def _precision(method: Method, hardware: Hardware) -> tuple[Choice, ...]:
     facts = METHOD_FACTS[method]
     held = Choice(name="method", value=method, why=facts.why, source=facts.source)
-    dtype, why = (
-        ("bfloat16", f"{hardware.name} multiplies bfloat16 in hardware")
-        if hardware.has_bfloat16
-        else ("float16", f"{hardware.name} has no bfloat16")
-        if hardware.kind == "cuda"
-        else ("float32", "this device is fastest and exact in float32")
-    )
+    dtype, why = dtype_for(hardware)
     return (held, Choice(name="dtype", value=dtype, why=why, source="hardware"))
+
+
+def dtype_for(hardware: Hardware) -> tuple[Literal["float32", "float16", "bfloat16"], str]:
+    """Return the precision that a device computes in, and why."""
+    if hardware.has_bfloat16:
+        return "bfloat16", f"{hardware.name} multiplies bfloat16 in hardware"
+    if hardware.kind == "cuda":
+        return "float16", f"{hardware.name} has no bfloat16"
+    return "float32", "this device is fastest and exact in float32"
 
 
 def _optimisation(shape: ModelShape, method: Method, run: RunWishes) -> tuple[Choice, ...]:
@@ -216,7 +220,7 @@ def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choic
     length = min(1024, shape.max_positions or 1024)
     on_gpu = hardware.kind == "cuda"
     return (
-        Choice(name="micro_batch", value=micro, why="by size; `hf-lora plan` says whether it fits", source="size key"),
+        Choice(name="micro_batch", value=micro, why="by size", source="size key"),
         Choice(
             name="accumulation",
             value=accumulation,

@@ -5,7 +5,7 @@ Pure: a shape, the hardware and a plan of wishes in, a frozen `Fit` out. Speeds 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from .errors import ConfigError
 from .hardware import Hardware
@@ -44,6 +44,11 @@ class Fit:
     """Bytes of one device."""
     gave_up: tuple[str, ...]
     """What differs from the fastest plan that was wished for, in words."""
+
+    @property
+    def sharding(self) -> Literal["none", "ddp", "fsdp", "zero3"]:
+        """How the devices share the work, in the words of a preset."""
+        return "ddp" if self.plan.sharding == "zero2" else self.plan.sharding
 
     @property
     def headroom(self) -> int:

@@ -22,6 +22,7 @@ def accelerate_config(
     devices: int,
     dtype: str,
     bits: Literal[4, 8] | None = None,
+    offload: bool = False,
     on_cpu: bool = False,
     machines: int = 1,
     machine_rank: int = 0,
@@ -38,6 +39,7 @@ def accelerate_config(
         devices: Devices of one machine.
         dtype: Precision of the matrix products.
         bits: Bits of a weight of the base, None for its own precision.
+        offload: Whether FSDP's parts wait in host memory.
         on_cpu: Whether the run computes on a CPU.
         machines: Machines that take part, all alike.
         machine_rank: This machine's number, from 0; each machine gets a configuration of its own.
@@ -70,7 +72,7 @@ def accelerate_config(
     if machines > 1:
         config |= {"main_process_ip": main_process_ip, "main_process_port": main_process_port or _PORT}
     if sharding == "fsdp":
-        config["fsdp_config"] = _fsdp(bits)
+        config["fsdp_config"] = _fsdp(offload)
     if sharding == "zero3":
         config["deepspeed_config"] = _zero3()
     return config
@@ -93,16 +95,16 @@ def _check(sharding: str, devices: int, machines: int, machine_rank: int, main_p
         )
 
 
-def _fsdp(bits: int | None) -> dict[str, Any]:
-    """Return FSDP 1 as peft's `examples/sft/configs/fsdp_config_qlora.yaml` and `fsdp_config.yaml` have it."""
+def _fsdp(offload: bool) -> dict[str, Any]:
+    """Return FSDP 1 as peft's `examples/sft/configs/fsdp_config_qlora.yaml` has it, fully sharded as is planned for."""
     return {
         "fsdp_version": 1,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_backward_prefetch": "BACKWARD_PRE",
         "fsdp_cpu_ram_efficient_loading": True,
         "fsdp_forward_prefetch": False,
-        "fsdp_offload_params": bits is not None,  # 70B in 4 bits on 2 x 24 GB; some 107 GB of host memory
-        "fsdp_sharding_strategy": "FULL_SHARD" if bits is not None else "SHARD_GRAD_OP",
+        "fsdp_offload_params": offload,  # 70B in 4 bits on 2 x 24 GB; some 107 GB of host memory
+        "fsdp_sharding_strategy": "FULL_SHARD",
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
         "fsdp_sync_module_states": True,
         "fsdp_use_orig_params": False,

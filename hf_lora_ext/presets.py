@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from .advice import Advice, Task, advise, check_question
 from .choices import Choice, LoraWishes, Method, all_choices, check_wishes, short_count
 from .errors import ConfigError
+from .fitting import Fit
 from .hardware import Hardware, declared_hardware
 from .launch import accelerate_config
 from .methods import METHOD_FACTS
+from .plan_choices import overlaid, plan_preset
 from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
 from .strict_yaml import dump_yaml
@@ -69,6 +71,8 @@ class Preset:
     """Whether several examples share a row."""
     sharding: Sharding
     """How several devices share the work."""
+    offload: bool
+    """Whether FSDP's parts of the weights wait in host memory."""
     reentrant: bool
     """Which kind of activation checkpointing, where it is on."""
     learning_rate: float
@@ -87,6 +91,8 @@ class Preset:
     """Longest sequence in tokens; longer ones are cut."""
     activation_checkpointing: bool
     """Whether activations are recomputed in the backward pass to save memory."""
+    memory_gib: float | None
+    """GiB that each GPU should have, margin included; None where that is not known."""
     choices: tuple[Choice, ...]
     """Every value above with its reason and source."""
     warnings: tuple[Choice, ...] = ()
@@ -176,6 +182,7 @@ class Preset:
             devices=self.hardware.devices,
             dtype=self.dtype,
             bits=self.bits,
+            offload=self.offload,
             on_cpu=self.hardware.kind == "cpu",
             machines=machines,
             machine_rank=machine_rank,
@@ -225,7 +232,7 @@ _NESTED: Final = {"shape", "hardware", "choices", "warnings", "targets", "own_lo
 def preset(
     model: Any,
     *,
-    method: Method = "lora",
+    method: Method | None = None,
     rank: int | Literal["auto"] | None = None,
     alpha: int | None = None,
     dropout: float | None = None,
@@ -251,7 +258,8 @@ def preset(
         model: A size key (`"7B"`, `"1.3b"`), a Hub id, a local folder, a config (object or mapping), or a loaded
             model.
         method: `"lora"`, `"rslora"`, `"dora"`, `"adalora"`, `"prefix"`; `"qlora"` or `"qdora"` for a base held in
-            4-bit NF4 with double quantisation, `"qlora8"` for one in 8 bits.
+            4-bit NF4 with double quantisation, `"qlora8"` for one in 8 bits. Left out, `"lora"`, or `"qlora"` where
+            only that fits.
         rank: Overrides the rank of the size band; `"auto"` takes `advice.advise`'s for the next three.
         alpha: Overrides alpha = 2 x rank.
         dropout: Overrides the adapter's dropout, from 0 up to 1.
@@ -269,7 +277,8 @@ def preset(
         gpus: Number of GPUs, likewise.
 
     Raises:
-        ConfigError: If the model's size cannot be told, or a value cannot be right.
+        ConfigError: If the model's size cannot be told, a value cannot be right, or nothing fits the GPUs; then with
+            what would.
     """
     from .base_models import find_shape, is_loaded_model
     from .machine import find_hardware
@@ -282,19 +291,26 @@ def preset(
         rank=None if rank == "auto" else rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets)
     )
     run = RunWishes(init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding)
-    check_wishes(method, wishes, lora_config)
+    check_wishes(method or "lora", wishes, lora_config)
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
-    check_run(method, run, hardware, lora_config)
+    check_run(method or "lora", run, hardware, lora_config)
     shape, model_id = find_shape(model)
     advice = advise(shape, task=task, examples=examples, tokens=tokens) if asks else None
+    advised = next((line.value for line in advice.lines if line.name == "rank"), None) if advice else None
+    found = plan_preset(shape, hardware, method, replace(wishes, rank=wishes.rank or advised), run, lora_config)
+    if found is not None:
+        method = method or ("qlora" if found.plan.base == "nf4" else "lora")
+        run = replace(run, sharding=run.sharding or found.sharding)
+        check_run(method, run, hardware, lora_config)
     decided = decide(
         shape,
         hardware,
-        method=method,
+        method=method or "lora",
         wishes=wishes,
         lora_config=lora_config,
         run=run,
         advice=advice,
+        found=found,
         model_id=model_id,
     )
     return replace(decided, model_is_loaded=is_loaded_model(model))
@@ -323,10 +339,12 @@ def decide(
     lora_config: LoraConfig | None = None,
     run: RunWishes | None = None,
     advice: Advice | None = None,
+    found: Fit | None = None,
     model_id: str | None = None,
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
     choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes(), advice)
+    choices = overlaid(choices, found)
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,
@@ -340,6 +358,8 @@ def decide(
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "unknown"
     return ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -218,6 +218,12 @@ def _sharding(hardware: Hardware, method: Method, run: RunWishes) -> tuple[Choic
     return (
         Choice(name="sharding", value=sharding, why=why, source="sharding=" if run.sharding else "devices"),
         Choice(
+            name="offload",
+            value=sharding == "fsdp" and quantised,
+            why="as for 70B in 4 bits on two cards" if sharding == "fsdp" and quantised else "weights stay there",
+            source="peft's sft example",
+        ),
+        Choice(
             name="reentrant",
             value=reentrant,
             why="parameters are gathered anew for the second forward pass"

@@ -10,7 +10,7 @@ import logging
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from .choices import starting_rank
+from .choices import dtype_for, starting_rank
 from .errors import ConfigError, nearest
 from .methods import METHOD_FACTS, check_features, init_facts
 from .run_choices import LORAPLUS_RATIO
@@ -156,15 +156,15 @@ def fitted_to_this_machine(preset: Preset) -> Preset:
     import torch  # noqa: F401 - once loaded, torch is asked for the hardware
 
     from .machine import find_hardware
-    from .presets import decide
 
     here = find_hardware()
     if here.kind == preset.hardware.kind and here.has_bfloat16 >= (preset.dtype == "bfloat16"):
         return preset
-    fitted = decide(preset.shape, here, method=preset.method)
-    if fitted.dtype != preset.dtype:
-        logger.info("the preset's %s is for %s; here it is %s", preset.dtype, preset.hardware, fitted.dtype)
-    return replace(preset, dtype=fitted.dtype, hardware=here, activation_checkpointing=fitted.activation_checkpointing)
+    dtype, _ = dtype_for(here)
+    if dtype != preset.dtype:
+        logger.info("the preset's %s is for %s; here it is %s", preset.dtype, preset.hardware, dtype)
+    checkpointing = preset.activation_checkpointing and here.kind == "cuda"  # elsewhere memory is ample
+    return replace(preset, dtype=dtype, hardware=here, activation_checkpointing=checkpointing)
 
 
 def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
