@@ -95,7 +95,7 @@ def test_every_training_key_is_a_field_of_trl_s_config():
     from trl import SFTConfig
 
     known = {field.name for field in fields(SFTConfig)}
-    # transformers renamed it after 5.20; `training.sft_config` takes either name.
+    # transformers renamed it after 5.22; `training.sft_config` takes either name.
     renamed = {"activation_checkpointing"} if "gradient_checkpointing" in known else set()
     assert set(TRAINING_RULES) - renamed <= known
 
