@@ -9,7 +9,6 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from .advice import Advice, advise
 from .cards import render_card, write_card
 from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
 from .facts import Facts
@@ -19,6 +18,7 @@ from .recipe import Recipe, load_recipe
 from .sizes import ModelShape
 
 if TYPE_CHECKING:
+    from .advice import Advice, advise
     from .callbacks import AdaLoraCallback, FactsCallback
     from .runner import RunResult, run_recipe
 
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 _LAZY: Final = {
+    "Advice": "advice",
+    "advise": "advice",
     "AdaLoraCallback": "callbacks",
     "FactsCallback": "callbacks",
     "RunResult": "runner",

@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from .advice import Advice
 from .decisions import Choice
 from .errors import ConfigError, nearest
-from .families import linear_targets
 from .hardware import Hardware
 from .methods import METHOD_FACTS, METHODS, RSLORA, Method
 from .run_choices import RunWishes, learning_rate_choice, run_choices
@@ -20,8 +18,11 @@ from .sizes import ModelShape, size_band
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from .advice import Advice
+
 __all__ = [
     "METHODS",
+    "UNPLANNED",
     "Choice",
     "LoraWishes",
     "Method",
@@ -37,6 +38,10 @@ _BASES: Final = ("lora", "qlora", "qlora8")
 
 QLORA = "QLoRA, arXiv 2305.14314"
 WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"
+UNPLANNED: Final = Choice(
+    name="memory_gib", value=None, why="no GPU of known memory to plan for, or a prefix", source="memory planner"
+)
+"""What a preset says of memory where nothing is planned."""
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
 
@@ -124,11 +129,18 @@ def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advi
 
 
 def _targets(shape: ModelShape) -> Choice:
-    if shape.expert_weights and (names := linear_targets(shape)) is not None:
+    names = _names_beside_routers(shape) if shape.expert_weights else None
+    if names is not None:
         why = "with all-linear peft would train the routers; the experts' own weights stay frozen"
         return Choice(name="targets", value=names, why=why, source="counted in peft 0.21")
     why = "every linear layer but the head; the MLP matters most"
     return Choice(name="targets", value="all-linear", why=why, source=f"{QLORA}; {WITHOUT_REGRET}")
+
+
+def _names_beside_routers(shape: ModelShape) -> tuple[str, ...] | None:
+    from .families import linear_targets
+
+    return linear_targets(shape)
 
 
 def _given(name: str, wishes: LoraWishes) -> Choice | None:

@@ -103,11 +103,8 @@ def _targets(targets: Any) -> str | tuple[str, ...]:
     return tuple(targets) if targets is not None and not isinstance(targets, str) else "all-linear"
 
 
-def overlaid(choices: tuple[Choice, ...], found: Fit | None) -> tuple[Choice, ...]:
+def overlaid(choices: tuple[Choice, ...], found: Fit) -> tuple[Choice, ...]:
     """Return the choices with the planner's in place of those made without it, and the memory needed."""
-    if found is None:
-        why = "no GPU of known memory to plan for, or a prefix"
-        return (*choices, Choice(name="memory_gib", value=None, why=why, source=SOURCE))
     plan, needed = found.plan, found.estimate.needed / GIB
     together = plan.micro_batch * plan.accumulation * plan.devices
     values: dict[str, tuple[Any, str]] = {

@@ -6,27 +6,24 @@ and calls it. Whatever needs peft, trl or torch is built on demand by `training`
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .advice import Advice, Task, advise, check_question
-from .choices import Choice, LoraWishes, Method, all_choices, check_wishes, short_count
+from .choices import UNPLANNED, Choice, LoraWishes, Method, all_choices, check_wishes
 from .errors import ConfigError
-from .fitting import Fit
 from .hardware import Hardware, declared_hardware
-from .launch import accelerate_config
 from .methods import METHOD_FACTS
-from .plan_choices import overlaid, plan_preset
 from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
-from .strict_yaml import dump_yaml
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
     from transformers import BitsAndBytesConfig, TrainerCallback
     from trl import SFTConfig
+
+    from .advice import Advice, Task
+    from .fitting import Fit
 
 __all__ = ["Preset", "decide", "preset"]
 
@@ -177,6 +174,8 @@ class Preset:
         Raises:
             ConfigError: If the numbers do not fit the preset's sharding.
         """
+        from .launch import accelerate_config
+
         return accelerate_config(
             sharding=self.sharding,
             devices=self.hardware.devices,
@@ -192,18 +191,15 @@ class Preset:
 
     def accelerate_yaml(self, **machines: Any) -> str:
         """Return `accelerate_config`, which takes the same arguments, as the YAML text of the file."""
+        from .strict_yaml import dump_yaml
+
         return dump_yaml(self.accelerate_config(**machines))
 
     def explain(self) -> str:
         """Return a table of every value, why it was chosen, and its source."""
-        about = self.model_id or "a model of this size"
-        head = f"preset for {about}: {short_count(self.shape.parameters)} parameters, from {self.shape.source}"
-        rows = [("setting", "value", "why", "source")]
-        rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.choices]
-        if self.warnings:
-            rows += [("", "", "", ""), ("look out for", "", "", "")]
-            rows += [(c.name, _shown(c.value), c.why, c.source) for c in self.warnings]
-        return f"{head}\nhardware: {self.hardware}\n\n{_table(rows, widths=(24, 20, 46, 44))}"
+        from .explanation import explain
+
+        return explain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the preset as plain values that JSON takes; a user's own LoraConfig as its own dictionary."""
@@ -283,7 +279,8 @@ def preset(
     from .base_models import find_shape, is_loaded_model
     from .machine import find_hardware
 
-    asks = _asks_for_advice(rank, task, examples, tokens)
+    asks = rank == "auto"
+    _check_question(rank, task, examples, tokens)
     if asks and (method == "prefix" or lora_config is not None):
         owner = "method prefix" if method == "prefix" else "lora_config"
         raise ConfigError(f"{owner} leaves no rank to choose; leave rank='auto' out")
@@ -295,9 +292,8 @@ def preset(
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
     check_run(method or "lora", run, hardware, lora_config)
     shape, model_id = find_shape(model)
-    advice = advise(shape, task=task, examples=examples, tokens=tokens) if asks else None
-    advised = next((line.value for line in advice.lines if line.name == "rank"), None) if advice else None
-    found = plan_preset(shape, hardware, method, replace(wishes, rank=wishes.rank or advised), run, lora_config)
+    advice = _advice(shape, task, examples, tokens) if asks else None
+    found = _found_plan(shape, hardware, method, wishes, run, lora_config, advice)
     if found is not None:
         method = method or ("qlora" if found.plan.base == "nf4" else "lora")
         run = replace(run, sharding=run.sharding or found.sharding)
@@ -316,14 +312,40 @@ def preset(
     return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
-def _asks_for_advice(rank: Any, task: str | None, examples: int | None, tokens: int | None) -> bool:
-    """Tell whether the rank is to be advised, and raise for a question without it or one that cannot be."""
+def _found_plan(
+    shape: ModelShape,
+    hardware: Hardware,
+    method: Method | None,
+    wishes: LoraWishes,
+    run: RunWishes,
+    lora_config: LoraConfig | None,
+    advice: Advice | None,
+) -> Fit | None:
+    """Ask the planner where there is a GPU of known memory; it is loaded only then."""
+    if hardware.kind != "cuda" or hardware.memory_gib is None or method == "prefix":
+        return None
+    from .plan_choices import plan_preset
+
+    advised = next((line.value for line in advice.lines if line.name == "rank"), None) if advice else None
+    return plan_preset(shape, hardware, method, replace(wishes, rank=wishes.rank or advised), run, lora_config)
+
+
+def _advice(shape: ModelShape, task: Task | None, examples: int | None, tokens: int | None) -> Advice:
+    from .advice import advise
+
+    return advise(shape, task=task, examples=examples, tokens=tokens)
+
+
+def _check_question(rank: Any, task: str | None, examples: int | None, tokens: int | None) -> None:
+    """Raise for a question to the advice without `rank="auto"`, or one that cannot be answered."""
     question = {"task": task, "examples": examples, "tokens": tokens}
     given = [name for name, value in question.items() if value is not None]
     if given and rank != "auto":
         raise ConfigError(f"{given[0]} is for rank='auto'; add it, or leave {given[0]} out")
-    check_question(task, examples, tokens)
-    return bool(rank == "auto")
+    if given:
+        from .advice import check_question
+
+        check_question(task, examples, tokens)
 
 
 def _as_targets(targets: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
@@ -344,7 +366,12 @@ def decide(
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
     choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes(), advice)
-    choices = overlaid(choices, found)
+    if found is None:
+        choices = (*choices, UNPLANNED)
+    else:
+        from .plan_choices import overlaid
+
+        choices = overlaid(choices, found)
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,
@@ -355,21 +382,3 @@ def decide(
         own_lora_config=lora_config,
         **value,
     )
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    return ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: Sequence[tuple[str, ...]], widths: tuple[int, ...]) -> str:
-    """Lay rows out in columns of at most `widths` characters, wrapping cells."""
-    fitted = [min(width, max(len(row[i]) for row in rows)) for i, width in enumerate(widths)]
-    lines: list[str] = []
-    for row in rows:
-        cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, fitted, strict=True)]
-        for i in range(max(map(len, cells))):
-            parts = (cell[i] if i < len(cell) else "" for cell in cells)
-            lines.append("  ".join(part.ljust(width) for part, width in zip(parts, fitted, strict=True)).rstrip())
-    return "\n".join(lines)

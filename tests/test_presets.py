@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hf_lora_ext import choices, presets
 from hf_lora_ext.choices import METHODS, LoraWishes, check_wishes
 from hf_lora_ext.errors import ConfigError
+from hf_lora_ext.explanation import _shown
 from hf_lora_ext.hardware import Hardware
 from hf_lora_ext.presets import Preset, decide
 from hf_lora_ext.sizes import ModelShape, size_band
@@ -141,7 +142,7 @@ def test_explain_shows_every_value_on_narrow_lines(shape, hardware, method, wish
     assert str(hardware) in text
     rows = {line.split()[0]: line for line in text.splitlines() if line and line[0].isalpha()}
     for choice in made.choices:
-        assert presets._shown(choice.value).split()[0] in rows[choice.name]
+        assert _shown(choice.value).split()[0] in rows[choice.name]
 
 
 def test_explain_wraps_long_targets_and_sources():
