@@ -9,17 +9,17 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from .cards import render_card, write_card
 from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
-from .facts import Facts
 from .hardware import Hardware
 from .presets import Preset, preset
-from .recipe import Recipe, load_recipe
 from .sizes import ModelShape
 
 if TYPE_CHECKING:
     from .advice import Advice, advise
     from .callbacks import AdaLoraCallback, FactsCallback
+    from .cards import render_card, write_card
+    from .facts import Facts
+    from .recipe import Recipe, load_recipe
     from .runner import RunResult, run_recipe
 
 __all__ = [
@@ -45,6 +45,11 @@ __all__ = [
 ]
 
 _LAZY: Final = {
+    "render_card": "cards",
+    "write_card": "cards",
+    "Facts": "facts",
+    "Recipe": "recipe",
+    "load_recipe": "recipe",
     "Advice": "advice",
     "advise": "advice",
     "AdaLoraCallback": "callbacks",
