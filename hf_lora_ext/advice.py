@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from .decisions import Choice
+from .decisions import WITHOUT_REGRET, Choice
 from .errors import ConfigError, nearest
 from .sizes import ModelShape, size_band
 
@@ -28,7 +28,6 @@ RANGES: Final[dict[str, tuple[int, int, str]]] = {
 """Task → lowest and highest customary rank, and why."""
 
 PRACTICE = "practitioners' ranges"
-WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"
 BITS_PER_PARAMETER: Final = 2.0
 """What an adapter's parameter can hold."""
 BITS_PER_TOKEN: Final = 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from .decisions import Choice
+from .decisions import QLORA, WITHOUT_REGRET, Choice
 from .errors import ConfigError, nearest
 from .hardware import Hardware
 from .methods import METHOD_FACTS, METHODS, RSLORA, Method
@@ -36,8 +36,8 @@ __all__ = [
 _BASES: Final = ("lora", "qlora", "qlora8")
 """Methods that say only how the base is held, and so go with a LoraConfig of the user's own."""
 
-QLORA = "QLoRA, arXiv 2305.14314"
-WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"
+MAX_LENGTH: Final = 1024
+"""Tokens of an example at most (TRL's default)."""
 UNPLANNED: Final = Choice(
     name="memory_gib", value=None, why="no GPU of known memory to plan for, or a prefix", source="memory planner"
 )
@@ -229,7 +229,7 @@ def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choic
     widest = {8: 4, 16: 2, 32: 1}[size_band(shape.parameters).rank]
     micro = widest if hardware.kind == "cuda" else 4
     accumulation = max(1, BATCH_EXAMPLES // (micro * hardware.devices))
-    length = min(1024, shape.max_positions or 1024)
+    length = min(MAX_LENGTH, shape.max_positions or MAX_LENGTH)
     on_gpu = hardware.kind == "cuda"
     return (
         Choice(name="micro_batch", value=micro, why="by size", source="size key"),

@@ -1,11 +1,14 @@
-"""A decided value with its reason: what every choice of a preset is made of."""
+"""A decided value with its reason, and the sources that several choices cite."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["Choice"]
+__all__ = ["QLORA", "WITHOUT_REGRET", "Choice"]
+
+QLORA: Final = "QLoRA, arXiv 2305.14314"
+WITHOUT_REGRET: Final = "LoRA Without Regret, Thinking Machines 2025"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from .choices import BATCH_EXAMPLES
 from .errors import ConfigError
 from .hardware import Hardware
 from .memory import MemoryEstimate, estimate_memory
@@ -16,8 +17,6 @@ from .sizes import ModelShape
 __all__ = ["Fit", "fit", "relative_speed"]
 
 GIB: Final = 2**30
-EXAMPLES: Final = 16
-"""Examples of an optimizer step, over all devices (QLoRA, appendix B)."""
 CARDS: Final = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 """GiB of customary cards."""
 MARGINAL_TOKENS: Final = 400
@@ -105,7 +104,7 @@ def _candidates(wishes: Plan, devices: int, fixed: frozenset[str]) -> Iterator[P
         spread = [("none", False)]
     elif "sharding" in fixed:
         spread = [(wishes.sharding, wishes.offload)]
-    share = max(1, EXAMPLES // devices)
+    share = max(1, BATCH_EXAMPLES // devices)
     batches = [number for number in (16, 8, 4, 2, 1) if number <= share]
     if "micro_batch" in fixed:
         batches = [wishes.micro_batch]

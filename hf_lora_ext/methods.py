@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from .decisions import QLORA
 from .errors import ConfigError, nearest
 
 __all__ = [
@@ -32,7 +33,6 @@ Method = Literal["lora", "rslora", "dora", "qlora", "qlora8", "qdora", "adalora"
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 LORA_PAPER = "LoRA, arXiv 2106.09685"
-QLORA = "QLoRA, arXiv 2305.14314"
 DORA = "DoRA, arXiv 2402.09353"
 RSLORA = "rsLoRA, arXiv 2312.03732"
 ADALORA = "AdaLoRA, arXiv 2303.10512"

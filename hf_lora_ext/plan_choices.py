@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .choices import LoraWishes, Method, dtype_for, starting_rank
+from .choices import MAX_LENGTH, LoraWishes, Method, dtype_for, starting_rank
 from .decisions import Choice
 from .fitting import Fit, fit
 from .methods import METHOD_FACTS
@@ -27,8 +27,6 @@ __all__ = ["overlaid", "plan_preset"]
 
 GIB: Final = 2**30
 SOURCE: Final = "memory planner, `hf-lora plan`"
-SEQUENCE: Final = 1024
-"""Tokens of an example, as the preset cuts them."""
 _ATTENTION: Final[dict[str, Literal["flash", "eager", "sdpa"]]] = {
     "flash_attention_2": "flash",
     "flash_attention_3": "flash",
@@ -90,7 +88,7 @@ def _wanted(
         dropout=dropout is None or dropout > 0,
         autocast=dtype != "float32",
         optimizer="paged_adamw_8bit" if run.optimizer == "paged_adamw_8bit" else "adamw",
-        sequence=min(SEQUENCE, shape.max_positions or SEQUENCE),
+        sequence=min(MAX_LENGTH, shape.max_positions or MAX_LENGTH),
         packing=bool(run.packing),
         padding_mask=not run.packing,
         attention=_ATTENTION.get(run.attention or "", "sdpa"),

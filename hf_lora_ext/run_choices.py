@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from .decisions import Choice
+from .decisions import QLORA, WITHOUT_REGRET, Choice
 from .errors import ConfigError, nearest
 from .methods import (
     ADALORA,
     DORA,
     METHOD_FACTS,
     PREFIX,
-    QLORA,
     Method,
     check_features,
     check_method,
@@ -44,7 +43,6 @@ SHARDINGS: Final[tuple[Sharding, ...]] = get_args(Sharding)
 OPTIMIZERS: Final = ("adamw", "paged_adamw_8bit", "loraplus")
 ATTENTIONS: Final = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
 
-WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"
 LORAPLUS = "LoRA+, arXiv 2402.12354"
 LORAPLUS_RATIO: Final = 16.0
 """Learning rate of B over that of A (LoRA+, section 5: about 2**4)."""
