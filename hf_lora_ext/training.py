@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from .choices import dtype_for, starting_rank
 from .errors import ConfigError, nearest
 from .methods import METHOD_FACTS, check_features, init_facts
+from .rank_schedule import ADALORA_SCHEDULE, ADALORA_SHARES
 from .run_choices import LORAPLUS_RATIO
 
 if TYPE_CHECKING:
@@ -62,12 +63,6 @@ def adapter_config(preset: Preset) -> PeftConfig:
         init_lora_weights=True if preset.init == "default" else preset.init,
         **common,
     )
-
-
-ADALORA_SCHEDULE: Final = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
-"""What peft needs to be told before the run's length is known; the callback replaces it."""
-ADALORA_SHARES: Final = {"tinit": 0.1, "tfinal": 0.3}
-"""Hold a tenth of the steps, move rank, leave the last three tenths alone (AdaLoRA, section 4.1 and its tables)."""
 
 
 def _prefix_config(preset: Preset) -> PeftConfig:

@@ -1,0 +1,322 @@
+"""A preset as something to run: a Python script for peft and trl, or a recipe for `hf-lora train`.
+
+Pure. Every value comes from the preset; a test executes the script and holds its objects against the preset's own,
+field by field, and loads the recipe back.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from .choices import starting_rank
+from .errors import ConfigError
+from .methods import init_facts
+from .rank_schedule import ADALORA_SCHEDULE, ADALORA_SHARES
+from .recipe import parse_recipe
+from .run_choices import LORAPLUS, LORAPLUS_RATIO
+from .strict_yaml import dump_yaml
+
+if TYPE_CHECKING:
+    from .presets import Preset
+
+__all__ = ["python_script", "recipe_yaml"]
+
+WIDTH: Final = 100
+"""Characters of a line; a longer comment goes above its value."""
+INDENT: Final = "    "
+OURS: Final = "needs hf_lora_ext"
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One value with its reason."""
+
+    name: str
+    value: Any
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """An expression that is written as it is."""
+
+    text: str
+
+
+def python_script(preset: Preset, *, data: str, output_dir: str) -> str:
+    """Return a complete script that trains the preset with peft and trl, each value with its reason.
+
+    It needs this package only where a callback of ours is part of the method.
+
+    Args:
+        preset: What to write.
+        data: The examples: a .jsonl, .json, .csv or .parquet file, or a Hub dataset id.
+        output_dir: Folder for checkpoints and adapter.
+
+    Raises:
+        ConfigError: If the preset names no model to load, or has a LoraConfig of the user's own.
+    """
+    model = _model_of(preset)
+    kind = {"jsonl": "json", "json": "json", "csv": "csv", "parquet": "parquet"}.get(data.rpartition(".")[2].lower())
+    where = "DATA" if kind is None else f"{_literal(kind)}, data_files=DATA"
+    parts = [
+        _heading(preset, model),
+        "\n".join(_imports(preset)),
+        f"MODEL = {_literal(model)}\nDATA = {_literal(data)}  # rows with prompt and completion, messages, or text",
+        _call("peft_config = ", *_adapter(preset)),
+        _call("args = ", "SFTConfig", _training(preset, output_dir)),
+        *([_call("quantization_config = ", "BitsAndBytesConfig", _quantisation(preset))] if preset.bits else []),
+        *([_loraplus_class()] if preset.optimizer == "loraplus" else []),
+        _call("trainer = ", "SFTTrainer", _trainer(preset, where)),
+        "trainer.train()\ntrainer.save_model()",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def recipe_yaml(preset: Preset, *, data: str, output_dir: str) -> str:
+    """Return a recipe that `load_recipe` takes and that gives the same preset, each value with its reason.
+
+    Args:
+        preset: What to write.
+        data: The examples, as `data.source` of a recipe.
+        output_dir: The run folder.
+
+    Raises:
+        ConfigError: If the preset names no model to load, or cannot be said in a recipe.
+    """
+    items = [_Item("model", _model_of(preset)), _Item("output_dir", output_dir), _Item("data", {"source": data})]
+    adapter = [] if preset.method == "prefix" else ["rank", "alpha", "dropout", "targets"]
+    pinned = ["method", "init", *adapter, "optimizer", "attention", "sharding"]
+    items += [_Item(name, _plain(getattr(preset, name)), _why(preset, name)) for name in pinned]
+    training = [_Item(name, getattr(preset, choice), _why(preset, choice)) for name, choice in _RECIPE_FIELDS.items()]
+    parse_recipe({**{item.name: item.value for item in items}, "training": {i.name: i.value for i in training}})
+    lines = [f"# {line}" for line in _about(preset)]
+    lines += ["# Command:  hf-lora train THIS_FILE, on such hardware; the precision follows the device that it finds."]
+    lines += [line for item in items for line in _yaml_lines(item, "")]
+    lines += ["training:", *(line for item in training for line in _yaml_lines(item, "  "))]
+    return "\n".join(lines) + "\n"
+
+
+_RECIPE_FIELDS: Final = {
+    "learning_rate": "learning_rate",
+    "lr_scheduler_type": "scheduler",
+    "warmup_steps": "warmup_fraction",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch",
+    "per_device_eval_batch_size": "micro_batch",
+    "gradient_accumulation_steps": "accumulation",
+    "max_length": "max_length",
+    "packing": "packing",
+    "activation_checkpointing": "activation_checkpointing",
+}
+"""SFTConfig field of a recipe → the preset's value."""
+# Every supported transformers knows checkpointing by the older name, and takes it for the newer one.
+_SCRIPT_FIELDS: Final = {
+    name.replace("activation_checkpointing", "gradient_checkpointing"): choice
+    for name, choice in _RECIPE_FIELDS.items()
+}
+"""The same for a script."""
+
+
+def _model_of(preset: Preset) -> str:
+    if preset.own_lora_config is not None:
+        raise ConfigError(
+            "a preset with a LoraConfig of your own cannot be written out; your code has that part already"
+        )
+    if preset.model_id is None:
+        raise ConfigError("a size alone names no model to load; give a Hub id or a folder, e.g. Qwen/Qwen3-8B")
+    return preset.model_id
+
+
+def _about(preset: Preset) -> list[str]:
+    """Return what it is, for what hardware, and what it needs there."""
+    model = " ".join((preset.model_id or "").split())
+    memory = "" if preset.memory_gib is None else f"; it needs {preset.memory_gib:g} GiB of each GPU, estimated"
+    return [
+        f"{model}: {preset.method}, as `hf-lora preset` of hf_lora_ext decided it.",
+        f"Hardware: {preset.hardware}{memory}.",
+    ]
+
+
+def _heading(preset: Preset, model: str) -> str:
+    shared = preset.sharding != "none"
+    launch = "accelerate launch --config_file accelerate.yaml THIS_FILE" if shared else "python THIS_FILE"
+    lines = [*_about(preset), f"Command:  {launch}"]
+    if shared:
+        lines.append("          (`hf-lora plan ... --accelerate-config accelerate.yaml` writes that file)")
+    if not _callbacks(preset):
+        lines.append("It uses peft, transformers and trl alone.")
+    return "\n".join(f"# {line}" for line in lines)
+
+
+def _imports(preset: Preset) -> list[str]:
+    config, _ = _adapter(preset)
+    callbacks = [name for name, _ in _callbacks(preset)]
+    plus = preset.optimizer == "loraplus"
+    return [
+        *(["import torch"] if plus else []),
+        "from datasets import load_dataset",
+        *([f"from hf_lora_ext.callbacks import {', '.join(callbacks)}  # {OURS}"] if callbacks else []),
+        f"from peft import {config}",
+        *(["from peft.optimizers import create_loraplus_optimizer"] if plus else []),
+        *(["from transformers import BitsAndBytesConfig"] if preset.bits else []),
+        "from trl import SFTConfig, SFTTrainer",
+    ]
+
+
+def _adapter(preset: Preset) -> tuple[str, list[_Item]]:
+    """Return the name of peft's configuration class, and its arguments."""
+    task = _Item("task_type", "CAUSAL_LM")
+    if preset.method == "prefix":
+        tokens = _Item("num_virtual_tokens", preset.virtual_tokens, _why(preset, "virtual_tokens"))
+        return "PrefixTuningConfig", [task, tokens]
+    common = [
+        task,
+        _Item("lora_alpha", preset.alpha, _why(preset, "alpha")),
+        _Item("lora_dropout", preset.dropout, _why(preset, "dropout")),
+        _Item("target_modules", _plain(preset.targets), _why(preset, "targets")),
+    ]
+    rank = _why(preset, "rank")
+    if preset.method == "adalora":
+        start = _Item("init_r", starting_rank(preset.rank), "half as much again, to have rank to move")
+        target = _Item("target_r", preset.rank, rank)
+        steps = [_Item(name, value, "replaced by the callback") for name, value in ADALORA_SCHEDULE.items()]
+        return "AdaLoraConfig", [start, target, *common, *steps]
+    variant = {"rslora": "use_rslora", "dora": "use_dora", "qdora": "use_dora"}.get(preset.method)
+    return "LoraConfig", [
+        _Item("r", preset.rank, rank),
+        *common,
+        *([_Item(variant, True, _why(preset, "method"))] if variant else []),
+        *([_Item("init_lora_weights", preset.init, _why(preset, "init"))] if preset.init != "default" else []),
+    ]
+
+
+def _quantisation(preset: Preset) -> list[_Item]:
+    if preset.bits == 8:
+        return [_Item("load_in_8bit", True, _why(preset, "method"))]
+    items = [
+        _Item("load_in_4bit", True, _why(preset, "method")),
+        _Item("bnb_4bit_quant_type", "nf4"),
+        _Item("bnb_4bit_use_double_quant", True),
+        _Item("bnb_4bit_compute_dtype", preset.dtype, _why(preset, "dtype")),
+    ]
+    if preset.sharding == "fsdp":
+        why = "FSDP shards packed weights only in the dtype of everything else"
+        items.append(_Item("bnb_4bit_quant_storage", preset.dtype, why))
+    return items
+
+
+def _training(preset: Preset, output_dir: str) -> list[_Item]:
+    """Return SFTConfig's arguments."""
+    half = "4-bit adapters are bfloat16, which float16's gradient scaler cannot scale"
+    packed_half = preset.dtype == "float16" and preset.bits is not None
+    attention = {} if preset.attention == "sdpa" else {"attn_implementation": preset.attention}
+    return [
+        _Item("output_dir", output_dir),
+        *(_Item(name, getattr(preset, choice), _why(preset, choice)) for name, choice in _SCRIPT_FIELDS.items()),
+        _Item("gradient_checkpointing_kwargs", {"use_reentrant": preset.reentrant}, _why(preset, "reentrant")),
+        _Item("bf16", preset.dtype == "bfloat16", _why(preset, "dtype")),
+        _Item("fp16", preset.dtype == "float16" and preset.bits is None, half if packed_half else ""),
+        _Item("optim", _optim(preset), _why(preset, "optimizer")),
+        _Item("use_cpu", preset.hardware.kind == "cpu"),
+        _Item("model_init_kwargs", {"dtype": preset.dtype} | attention, _why(preset, "attention") if attention else ""),
+    ]
+
+
+def _optim(preset: Preset) -> str:
+    return preset.optimizer if preset.optimizer == "paged_adamw_8bit" else "adamw_torch_fused"
+
+
+def _trainer(preset: Preset, where: str) -> list[_Item]:
+    calls = ", ".join(
+        f"{name}({', '.join(f'{k}={_literal(v)}' for k, v in given.items())})" for name, given in _callbacks(preset)
+    )
+    return [
+        _Item("model", _Code("MODEL")),
+        _Item("args", _Code("args")),
+        _Item("train_dataset", _Code(f'load_dataset({where}, split="train")')),
+        _Item("peft_config", _Code("peft_config")),
+        *([_Item("quantization_config", _Code("quantization_config"))] if preset.bits else []),
+        *([_Item("callbacks", _Code(f"[{calls}]"), OURS)] if calls else []),
+        *([_Item("optimizer_cls_and_kwargs", _Code("(LoraPlus, {})"))] if preset.optimizer == "loraplus" else []),
+    ]
+
+
+def _loraplus_class() -> str:
+    """Return the optimizer's factory, which the trainer calls with the adapted model."""
+    arguments = [
+        _Item("lr", _Code("args.learning_rate")),
+        _Item("loraplus_lr_ratio", LORAPLUS_RATIO, LORAPLUS),
+        _Item("loraplus_weight_decay", _Code("args.weight_decay")),
+        _Item("betas", _Code("(args.adam_beta1, args.adam_beta2)")),
+        _Item("eps", _Code("args.adam_epsilon")),
+    ]
+    call = _call("return ", "create_loraplus_optimizer", [_Code("model"), _Code("torch.optim.AdamW"), *arguments])
+    return f"""
+class LoraPlus:
+{INDENT}def __call__(self, model):
+{textwrap.indent(call, INDENT * 2)}
+"""
+
+
+def _callbacks(preset: Preset) -> list[tuple[str, Mapping[str, float]]]:
+    """Return the callbacks of ours that the preset needs, with their arguments."""
+    found: list[tuple[str, Mapping[str, float]]] = []
+    if preset.method == "adalora":
+        found.append(("AdaLoraCallback", ADALORA_SHARES))
+    if init_facts(preset.init).changes_base:
+        found.append(("PlainAdapterCallback", {}))
+    return found
+
+
+def _why(preset: Preset, name: str) -> str:
+    return next(choice.why for choice in preset.choices if choice.name == name)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _literal(value: Any) -> str:
+    """Return a value as a Python expression."""
+    if isinstance(value, _Code):
+        return value.text
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(given)}" for key, given in value.items()) + "}"
+    return repr(value)
+
+
+def _call(before: str, name: str, items: Iterable[_Item | _Code]) -> str:
+    """Return a call with one argument a line, behind what stands before it."""
+    lines: list[str] = []
+    for item in items:
+        if isinstance(item, _Code):
+            lines.append(f"{INDENT}{item.text},")
+        else:
+            lines += _commented(f"{item.name}={_literal(item.value)},", item.why, INDENT)
+    return "\n".join([f"{before}{name}(", *lines, ")"])
+
+
+def _yaml_lines(item: _Item, indent: str) -> list[str]:
+    text = dump_yaml({item.name: item.value}).rstrip("\n")
+    if "\n" not in text:
+        return _commented(text, item.why, indent)
+    above = [f"{indent}# {item.why}"] if item.why else []
+    return [*above, *textwrap.indent(text, indent).splitlines()]
+
+
+def _commented(text: str, why: str, indent: str) -> list[str]:
+    """Return the text with its reason behind it, or above it where the line would be too long."""
+    why = " ".join(why.split())
+    line = f"{indent}{text}  # {why}" if why else f"{indent}{text}"
+    if len(line) <= WIDTH or not why:
+        return [line]
+    return [f"{indent}# {part}" for part in textwrap.wrap(why, WIDTH - len(indent) - 2)] + [f"{indent}{text}"]
