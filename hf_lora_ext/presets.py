@@ -307,7 +307,9 @@ def preset(
     check_run(method or "lora", run, hardware, lora_config)
     shape, model_id = find_shape(model, ask_hub=ask_hub)
     advice = _advice(shape, task, examples, tokens) if asks else None
-    found = _found_plan(shape, hardware, method, wishes, run, lora_config, advice)
+    found = _found_plan(
+        hardware, shape=shape, method=method, adapter=wishes, run=run, lora_config=lora_config, advice=advice
+    )
     if found is not None:
         method = method or ("qlora" if found.plan.base == "nf4" else "lora")
         hardware = found.hardware
@@ -325,23 +327,14 @@ def preset(
     return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
-def _found_plan(
-    shape: ModelShape,
-    hardware: Hardware,
-    method: Method | None,
-    wishes: LoraWishes,
-    run: RunWishes,
-    lora_config: LoraConfig | None,
-    advice: Advice | None,
-) -> Fit | None:
+def _found_plan(hardware: Hardware, **request: Any) -> Fit | None:
     """Ask the planner where there is a GPU of known memory; it is loaded only then."""
-    if hardware.kind != "cuda" or hardware.memory_gib is None or method == "prefix":
+    if hardware.kind != "cuda" or hardware.memory_gib is None or request["method"] == "prefix":
         return None
     from .plan_choices import PlanRequest
     from .remedies import plan_run
 
-    request = PlanRequest(shape=shape, method=method, adapter=wishes, run=run, lora_config=lora_config, advice=advice)
-    return plan_run(request, hardware)
+    return plan_run(PlanRequest(**request), hardware)
 
 
 def _advice(shape: ModelShape, task: Task | None, examples: int | None, tokens: int | None) -> Advice:

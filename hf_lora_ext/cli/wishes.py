@@ -101,4 +101,5 @@ def as_options(message: str) -> str:
         option = _SPOKEN.get(match[1]) or f"--{match[1]}"
         return f"{option} {match[2].strip(chr(39))}" if match[2] else option
 
-    return re.sub(rf"(?<![\w.-])({names})=('[^']*'|[^\s;,)]*)", spoken, message)
+    said = re.sub(rf"(?<![\w.-])({names})=('[^']*'|[^\s;,)]*)", spoken, message)
+    return said.replace("main_process_ip", "--main-process-ip")
