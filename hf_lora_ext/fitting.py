@@ -6,6 +6,7 @@ rank plans against each other. `remedies` says what would fit where nothing does
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from .choices import BATCH_EXAMPLES
@@ -85,7 +86,7 @@ def find_fit(
     candidates = [plan for wish in wishes for plan in _variations(wish, fixed)]
     ranked = sorted(candidates, key=relative_speed, reverse=True)  # stable: of equals, the earlier
     for plan in ranked:
-        estimate = estimate_memory(shape, plan)
+        estimate = _estimate(shape, plan)
         if _fits(estimate, plan, hardware):
             return Fit(
                 plan=plan,
@@ -122,7 +123,13 @@ def _least(shape: ModelShape, wishes: Sequence[Plan]) -> list[tuple[MemoryEstima
         replace(wish, checkpointing=True, micro_batch=1, accumulation=-(-BATCH_EXAMPLES // wish.devices))
         for wish in wishes
     ]
-    return [(estimate_memory(shape, plan), plan) for plan in least]
+    return [(_estimate(shape, plan), plan) for plan in least]
+
+
+@lru_cache(maxsize=4096)
+def _estimate(shape: ModelShape, plan: Plan) -> MemoryEstimate:
+    """Remember estimates: a search for remedies meets the same plan on card after card."""
+    return estimate_memory(shape, plan)
 
 
 def relative_speed(plan: Plan) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .errors import ConfigError
 from .fitting import Fit, find_fit, least_needed, may_fit
 from .plan_choices import FULL, PlanRequest
+from .run_choices import check_run
 
 if TYPE_CHECKING:
     from .hardware import Hardware
@@ -70,11 +71,13 @@ def plan_run(request: PlanRequest, hardware: Hardware) -> Fit:
     """Return the fastest plan that fits the hardware.
 
     Raises:
-        ConfigError: If the memory of the devices is not known.
+        ConfigError: If the memory of the devices is not known, or the wishes do not work together.
         DoesNotFit: If nothing fits; with what would.
     """
     if hardware.memory_gib is None:
         raise ConfigError("the memory of the device is not known; give it, e.g. gpu_memory_gib=24")
+    if request.method != FULL:
+        check_run(request.method or "lora", request.run, hardware, request.lora_config)
     wishes = request.wishes(hardware)
     if (found := find_fit(request.shape, hardware, wishes)) is not None:
         return found
@@ -105,8 +108,10 @@ def plan_words(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-_State = tuple[PlanRequest, "Hardware"]
-_Change = Callable[[PlanRequest, "Hardware"], Iterator[_State]]
+_Changed = tuple[PlanRequest, "Hardware"]
+_Change = Callable[[PlanRequest, "Hardware"], Iterator[_Changed]]
+_State = tuple[PlanRequest, "Hardware", tuple["Plan", ...]]
+"""Request, hardware, and the plans that the request allows there."""
 
 
 def nearest_remedies(request: PlanRequest, hardware: Hardware) -> tuple[Remedy, ...]:
@@ -116,7 +121,7 @@ def nearest_remedies(request: PlanRequest, hardware: Hardware) -> tuple[Remedy, 
     """
     found, alone, searches = [], {}, []
     for change in _CHANGES:
-        states = list(change(request, hardware))
+        states = list(_states(change, request, hardware))
         fitting = _fitting(states, request, hardware)
         first = next(fitting, None)
         alone[change] = len(states) if first is None else first[0]
@@ -132,6 +137,11 @@ def nearest_remedies(request: PlanRequest, hardware: Hardware) -> tuple[Remedy, 
     return (*found, *islice(further, max(0, ENOUGH - len(found))))
 
 
+def _states(change: _Change, request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+    """Yield the states that a change leads to, without those whose wishes do not work together."""
+    return ((changed, on, wishes) for changed, on in change(request, hardware) if (wishes := changed.wishes(on)))
+
+
 def _pairs(
     pair: tuple[_Change, _Change], alone: Mapping[_Change, int], request: PlanRequest, hardware: Hardware
 ) -> list[_State]:
@@ -139,16 +149,15 @@ def _pairs(
     one, other = pair
     states = [
         (far + further, state)
-        for far, middle in enumerate(islice(one(request, hardware), alone[one]))
-        for further, state in enumerate(islice(other(*middle), alone[other]))
+        for far, middle in enumerate(islice(_states(one, request, hardware), alone[one]))
+        for further, state in enumerate(islice(_states(other, *middle[:2]), alone[other]))
     ]
     return [state for _, state in sorted(states, key=lambda pair: pair[0])]
 
 
 def _fitting(states: list[_State], request: PlanRequest, hardware: Hardware) -> Iterator[tuple[int, Remedy]]:
     """Yield (index, remedy) for each state in which a plan fits."""
-    for index, (changed, on) in enumerate(states):
-        wishes = changed.wishes(on)
+    for index, (changed, on, wishes) in enumerate(states):
         if not may_fit(changed.shape, on, wishes) or (found := find_fit(changed.shape, on, wishes)) is None:
             continue
         words = _difference(request, hardware, changed, on)
@@ -186,7 +195,7 @@ def _length(request: PlanRequest, hardware: Hardware) -> int:
     return request.wishes(hardware)[0].sequence
 
 
-def _packed(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _packed(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     method = PACKED.get(request.method or "")
     while method is not None:
         changed: Any = method
@@ -194,37 +203,37 @@ def _packed(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
         method = PACKED.get(method)
 
 
-def _shorter(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _shorter(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     length = _length(request, hardware)
     while (length := length * 3 // 4 // 8 * 8) >= SHORTEST:
         yield replace(request, run=replace(request.run, max_length=length)), hardware
 
 
-def _lower_rank(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _lower_rank(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     rank = request.adapter.rank or 0
     while (rank := rank // 2) >= LOWEST_RANK:
         yield replace(request, adapter=replace(request.adapter, rank=rank)), hardware
 
 
-def _more_host(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _more_host(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     known = hardware.host_memory_gib
     for host in HOSTS if known is not None else ():
         if host > (known or 0):
             yield request, replace(hardware, host_memory_gib=host)
 
 
-def _shared(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _shared(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     if request.run.sharding is not None and hardware.devices > 1:
         yield _with_free_sharding(request), hardware
 
 
-def _larger_cards(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _larger_cards(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     for card in CARDS:
         if card > (hardware.memory_gib or 0):
             yield request, replace(hardware, memory_gib=card)
 
 
-def _more_devices(request: PlanRequest, hardware: Hardware) -> Iterator[_State]:
+def _more_devices(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     for devices in (2, 4, 8, 16, 32, 64):
         if devices > hardware.devices:
             machines = max(hardware.machines, ceil(devices / IN_ONE_MACHINE))
