@@ -47,7 +47,7 @@ class _Code:
     text: str
 
 
-def python_script(preset: Preset, *, data: str, output_dir: str) -> str:
+def python_script(preset: Preset, *, data: str, output_dir: str, transformers: str) -> str:
     """Return a complete script that trains the preset with peft and trl, each value with its reason.
 
     It needs this package only where a callback of ours is part of the method.
@@ -56,6 +56,7 @@ def python_script(preset: Preset, *, data: str, output_dir: str) -> str:
         preset: What to write.
         data: The examples: a .jsonl, .json, .csv or .parquet file, or a Hub dataset id.
         output_dir: Folder for checkpoints and adapter.
+        transformers: Version of transformers that the script is for, such as "5.23.0".
 
     Raises:
         ConfigError: If the preset names no model to load, or has a LoraConfig of the user's own.
@@ -68,7 +69,7 @@ def python_script(preset: Preset, *, data: str, output_dir: str) -> str:
         "\n".join(_imports(preset)),
         f"MODEL = {_literal(model)}\nDATA = {_literal(data)}  # rows with prompt and completion, messages, or text",
         _call("peft_config = ", *_adapter(preset)),
-        _call("args = ", "SFTConfig", _training(preset, output_dir)),
+        _call("args = ", "SFTConfig", _training(preset, output_dir, _checkpointing(transformers))),
         *([_call("quantization_config = ", "BitsAndBytesConfig", _quantisation(preset))] if preset.bits else []),
         *([_loraplus_class()] if preset.optimizer == "loraplus" else []),
         _call("trainer = ", "SFTTrainer", _trainer(preset, where)),
@@ -114,12 +115,8 @@ _RECIPE_FIELDS: Final = {
     "activation_checkpointing": "activation_checkpointing",
 }
 """SFTConfig field of a recipe → the preset's value."""
-# Every supported transformers knows checkpointing by the older name, and takes it for the newer one.
-_SCRIPT_FIELDS: Final = {
-    name.replace("activation_checkpointing", "gradient_checkpointing"): choice
-    for name, choice in _RECIPE_FIELDS.items()
-}
-"""The same for a script."""
+_RENAMED_IN: Final = (5, 23)
+"""Release of transformers that renamed gradient_checkpointing to activation_checkpointing."""
 
 
 def _model_of(preset: Preset) -> str:
@@ -210,15 +207,26 @@ def _quantisation(preset: Preset) -> list[_Item]:
     return items
 
 
-def _training(preset: Preset, output_dir: str) -> list[_Item]:
+def _checkpointing(transformers: str) -> str:
+    """Return how that version names activation checkpointing."""
+    release = tuple(int(part) for part in transformers.split(".")[:2])
+    return "activation_checkpointing" if release >= _RENAMED_IN else "gradient_checkpointing"
+
+
+def _training(preset: Preset, output_dir: str, checkpointing: str) -> list[_Item]:
     """Return SFTConfig's arguments."""
     half = "4-bit adapters are bfloat16, which float16's gradient scaler cannot scale"
     packed_half = preset.dtype == "float16" and preset.bits is not None
     attention = {} if preset.attention == "sdpa" else {"attn_implementation": preset.attention}
     return [
         _Item("output_dir", output_dir),
-        *(_Item(name, getattr(preset, choice), _why(preset, choice)) for name, choice in _SCRIPT_FIELDS.items()),
-        _Item("gradient_checkpointing_kwargs", {"use_reentrant": preset.reentrant}, _why(preset, "reentrant")),
+        *(
+            _Item(
+                name.replace("activation_checkpointing", checkpointing), getattr(preset, choice), _why(preset, choice)
+            )
+            for name, choice in _RECIPE_FIELDS.items()
+        ),
+        _Item(f"{checkpointing}_kwargs", {"use_reentrant": preset.reentrant}, _why(preset, "reentrant")),
         _Item("bf16", preset.dtype == "bfloat16", _why(preset, "dtype")),
         _Item("fp16", preset.dtype == "float16" and preset.bits is None, half if packed_half else ""),
         _Item("optim", _optim(preset), _why(preset, "optimizer")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -51,5 +52,7 @@ def _emitted(decided: Preset, form: str, data: str, output_dir: str | None) -> s
     from ..emission import python_script, recipe_yaml
 
     name = PurePath(decided.model_id or "run").name or "run"
-    write = python_script if form == "python" else recipe_yaml
-    return write(decided, data=data, output_dir=output_dir or f"out/{name}")
+    folder = output_dir or f"out/{name}"
+    if form == "yaml":
+        return recipe_yaml(decided, data=data, output_dir=folder)
+    return python_script(decided, data=data, output_dir=folder, transformers=version("transformers"))
