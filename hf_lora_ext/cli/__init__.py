@@ -74,5 +74,5 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"hf-lora: {error}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("hf-lora: interrupted; the same command goes on from the last checkpoint", err=True)
+        click.echo("hf-lora: interrupted; `hf-lora train` called again goes on from the last checkpoint", err=True)
         sys.exit(130)

@@ -149,10 +149,14 @@ def _check_alone(method: str | None, file: Path | None) -> None:
 
 
 def _check_file(file: Path | None, force: bool) -> None:
-    """Refuse to write over a file that is not of this command's own making."""
-    if file is None or force or not file.exists():
+    """Refuse a file that cannot be written, and one that exists and is not of this command's own making."""
+    if file is None:
         return
-    if not file.read_bytes().startswith(MARK.encode()):
+    if not file.parent.is_dir():
+        raise ConfigError(
+            f"--accelerate-config {file}: there is no folder {file.parent}; make it, or name another file"
+        )
+    if file.exists() and not force and not file.read_bytes().startswith(MARK.encode()):
         raise ConfigError(f"{file} exists and is not from `hf-lora plan`; name another file, or add --force")
 
 
@@ -161,7 +165,13 @@ def _written(planned: _Planned, model: str, file: Path, main_process_ip: str | N
     if (made := planned.preset) is None:
         raise ConfigError("--accelerate-config is for a preset's methods; leave --method full out")
     about = f"{MARK}: {' '.join(model.split())}, {made.method}, {made.hardware}\n"
-    file.write_text(about + made.accelerate_yaml(main_process_ip=main_process_ip), encoding="utf8")
+    text = about + made.accelerate_yaml(main_process_ip=main_process_ip)
+    try:
+        file.write_text(text, encoding="utf8")
+    except OSError as error:
+        raise ConfigError(
+            f"--accelerate-config {file} cannot be written ({error.strerror}); name another file"
+        ) from error
     machines = made.hardware.machines
     rank = " --machine_rank N" if machines > 1 else ""
     where = f", on each of the {machines} machines, N from 0 to {machines - 1}" if rank else ""
