@@ -247,7 +247,7 @@ def _batch(shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes
             if method == "prefix"
             else "GPU memory is short"
             if on_gpu
-            else "memory is ample here, recomputing costs time",
+            else "recomputing costs time; turn it on if memory runs out",
             source="peft refuses it" if method == "prefix" else "TRL's default" if on_gpu else "hardware",
         ),
     )

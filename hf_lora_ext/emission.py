@@ -133,10 +133,11 @@ def _about(preset: Preset) -> list[str]:
     """Return what it is, for what hardware, and what it needs there."""
     model = " ".join((preset.model_id or "").split())
     memory = "" if preset.memory_gib is None else f"; it needs {preset.memory_gib:g} GiB of each GPU, estimated"
-    return [
+    lines = [
         f"{model}: {preset.method}, as `hf-lora preset` of hf_lora_ext decided it.",
         f"Hardware: {preset.hardware}{memory}.",
     ]
+    return [part for line in lines for part in textwrap.wrap(line, WIDTH - 2, subsequent_indent=" " * 10)]
 
 
 def _heading(preset: Preset, model: str) -> str:

@@ -75,7 +75,8 @@ def find_fit(
     """Return the fastest plan near one of `wishes` that fits the hardware, or None where none does.
 
     Free are the micro-batch with its accumulation, and checkpointing. A plan fits if each device has what it needs at
-    the peaks of loading and of training, with margin, and each host what it needs, where its memory is known.
+    the peaks of loading and of training, with margin, and each host what sharding keeps there, where its memory is
+    known.
 
     Args:
         shape: The model.
@@ -100,11 +101,14 @@ def find_fit(
 
 
 def _fits(estimate: MemoryEstimate, plan: Plan, hardware: Hardware) -> bool:
-    """Return whether each device has room, and each host where its memory is known."""
+    """Return whether each device has room, and each host where its memory is known and the weights stay in it.
+
+    A model that is not cut is read file by file, mapped from the disk: the system can drop such pages.
+    """
     if estimate.needed > _bytes(hardware.memory_gib):
         return False
     known = hardware.host_memory_gib
-    return known is None or _host(estimate, plan, hardware) <= _bytes(known)
+    return known is None or plan.shards == 1 or _host(estimate, plan, hardware) <= _bytes(known)
 
 
 def least_needed(shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan]) -> tuple[int, int]:

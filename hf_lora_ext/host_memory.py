@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["host_choice", "host_warnings", "least_host_bytes"]
 
 GIB: Final = 2**30
-SOURCE: Final = "count of weights; activations come on top"
+SOURCE: Final = "count of the weights, without activations"
 _DTYPE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PACKED_SHARE: Final = 0.9
 """Share of the parameters that bitsandbytes packs, where the layers are not known (as in `memory`)."""

@@ -11,6 +11,7 @@ from itertools import combinations, islice
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
+from .choices import short_count
 from .errors import ConfigError
 from .fitting import Fit, find_fit, least_needed, may_fit
 from .plan_choices import FULL, PlanRequest
@@ -97,7 +98,11 @@ def _found(request: PlanRequest, hardware: Hardware, wishes: tuple[Plan, ...]) -
             f"what fits the devices needs {host / GIB:.1f} GiB of host memory and {hardware.host_memory_gib:g} GiB "
             "is there"
         )
-    return f"training needs {needed / GIB:.1f} GiB on each device at the least and {there:g} GiB is there"
+    said = f"training needs {needed / GIB:.1f} GiB on each device at the least and {there:g} GiB is there"
+    experts = request.shape.expert_parameters
+    if experts and any(plan.is_packed and not plan.experts_quantised for plan in wishes):
+        said += f" (4 bits leave the experts, {short_count(experts)} parameters, as they are)"
+    return said
 
 
 def plan_words(plan: Plan) -> str:
@@ -133,7 +138,7 @@ def nearest_remedies(request: PlanRequest, hardware: Hardware) -> tuple[Remedy, 
         fitting = _fitting(_pairs(pair, alone, request, hardware), request, hardware)
         found += [first[1]] if (first := next(fitting, None)) else []
         searches.append(fitting)
-    further = (remedy for fitting in searches for _, remedy in fitting)
+    further = (remedy for fitting in (*reversed(searches[: len(_CHANGES)]), *searches) for _, remedy in fitting)
     return (*found, *islice(further, max(0, ENOUGH - len(found))))
 
 

@@ -59,7 +59,7 @@ def test_what_is_chosen_fits_devices_host_and_loading(request_, memory, devices,
         return
     assert found.headroom >= 0
     assert found.estimate.needed >= found.estimate.loading + found.estimate.context
-    assert host is None or found.host <= host * GIB
+    assert host is None or found.plan.shards == 1 or found.host <= host * GIB
     assert found.estimate == estimate_memory(request_.shape, found.plan)
     assert found.plan.devices == found.hardware.devices
     assert found.plan.micro_batch * found.plan.accumulation * found.plan.devices < 2 * max(16, devices)

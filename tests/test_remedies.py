@@ -10,8 +10,10 @@ from test_fitting import LLAMA_7B, LLAMA_70B, cards, hosts, requests
 from hf_lora_ext import preset
 from hf_lora_ext.choices import LoraWishes
 from hf_lora_ext.errors import ConfigError
+from hf_lora_ext.families import shape_from_config
 from hf_lora_ext.hardware import Hardware
 from hf_lora_ext.plan_choices import PlanRequest
+from hf_lora_ext.popular_models import popular_config
 from hf_lora_ext.remedies import DoesNotFit, nearest_remedies, plan_run
 from hf_lora_ext.run_choices import RunWishes
 from hf_lora_ext.sizes import ModelShape
@@ -49,7 +51,7 @@ def test_each_remedy_fits_when_it_is_tried_and_there_are_three(request_, memory,
         found = plan_run(remedy.request, remedy.hardware)
         assert found == remedy.found
         assert found.estimate.needed <= remedy.hardware.memory_gib * GIB
-        assert host is None or found.host <= remedy.hardware.host_memory_gib * GIB
+        assert host is None or found.plan.shards == 1 or found.host <= remedy.hardware.host_memory_gib * GIB
         assert (remedy.request, remedy.hardware) != (request_, hardware)
         assert str(remedy) in str(refused)
 
@@ -107,3 +109,10 @@ def test_a_preset_refuses_with_the_same_words():
         preset("7B", method="lora", gpu_memory_gib=12)
     with pytest.raises(DoesNotFit, match="GiB of host memory and 32 GiB is there"):
         preset("70B", gpu_memory_gib=24, gpus=2, host_gib=32)
+
+
+def test_a_mixture_of_experts_is_told_that_four_bits_leave_its_experts():
+    mixture = shape_from_config(popular_config("mistralai/Mixtral-8x7B-v0.1"))
+    message = str(refusal(PlanRequest(shape=mixture, method="qlora"), cards(48)))
+    assert "(4 bits leave the experts, 45.1B parameters, as they are)" in message
+    assert "4 bits leave" not in str(refusal(PlanRequest(shape=mixture, method="lora"), cards(48)))
