@@ -1,7 +1,7 @@
 """A preset as something to run: a Python script for peft and trl, or a recipe for `hf-lora train`.
 
-Pure. Every value comes from the preset; a test executes the script and holds its objects against the preset's own,
-field by field, and loads the recipe back.
+Pure. A script makes the calls that `training` makes, with the same `arguments`; a test executes it and holds its
+objects against the preset's own, field by field, and loads the recipe back.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from .choices import starting_rank
+from .arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
 from .errors import ConfigError
-from .methods import init_facts
-from .rank_schedule import ADALORA_SCHEDULE, ADALORA_SHARES
+from .rank_schedule import ADALORA_SCHEDULE
 from .recipe import parse_recipe
 from .run_choices import LORAPLUS, LORAPLUS_RATIO
 from .strict_yaml import dump_yaml
@@ -63,14 +62,17 @@ def python_script(preset: Preset, *, data: str, output_dir: str, transformers: s
     """
     model = _model_of(preset)
     kind = {"jsonl": "json", "json": "json", "csv": "csv", "parquet": "parquet"}.get(data.rpartition(".")[2].lower())
+    adapter, given = adapter_arguments(preset)
+    training = training_arguments(preset, _checkpointing(transformers))
+    packed = quantisation_arguments(preset)
     where = "DATA" if kind is None else f"{_literal(kind)}, data_files=DATA"
     parts = [
         _heading(preset, model),
         "\n".join(_imports(preset)),
         f"MODEL = {_literal(model)}\nDATA = {_literal(data)}  # rows with prompt and completion, messages, or text",
-        _call("peft_config = ", *_adapter(preset)),
-        _call("args = ", "SFTConfig", _training(preset, output_dir, _checkpointing(transformers))),
-        *([_call("quantization_config = ", "BitsAndBytesConfig", _quantisation(preset))] if preset.bits else []),
+        _call("peft_config = ", adapter, _items(preset, given)),
+        _call("args = ", "SFTConfig", [_Item("output_dir", output_dir), *_items(preset, training)]),
+        *([_call("quantization_config = ", "BitsAndBytesConfig", _items(preset, packed))] if packed else []),
         *([_loraplus_class()] if preset.optimizer == "loraplus" else []),
         _call("trainer = ", "SFTTrainer", _trainer(preset, where)),
         "trainer.train()\ntrainer.save_model()",
@@ -146,14 +148,14 @@ def _heading(preset: Preset, model: str) -> str:
     lines = [*_about(preset), f"Command:  {launch}"]
     if shared:
         lines.append("          (`hf-lora plan ... --accelerate-config accelerate.yaml` writes that file)")
-    if not _callbacks(preset):
+    if not callback_arguments(preset):
         lines.append("It uses peft, transformers and trl alone.")
     return "\n".join(f"# {line}" for line in lines)
 
 
 def _imports(preset: Preset) -> list[str]:
-    config, _ = _adapter(preset)
-    callbacks = [name for name, _ in _callbacks(preset)]
+    config, _ = adapter_arguments(preset)
+    callbacks = [name for name, _ in callback_arguments(preset)]
     plus = preset.optimizer == "loraplus"
     return [
         *(["import torch"] if plus else []),
@@ -166,45 +168,33 @@ def _imports(preset: Preset) -> list[str]:
     ]
 
 
-def _adapter(preset: Preset) -> tuple[str, list[_Item]]:
-    """Return the name of peft's configuration class, and its arguments."""
-    task = _Item("task_type", "CAUSAL_LM")
-    if preset.method == "prefix":
-        tokens = _Item("num_virtual_tokens", preset.virtual_tokens, _why(preset, "virtual_tokens"))
-        return "PrefixTuningConfig", [task, tokens]
-    common = [
-        task,
-        _Item("lora_alpha", preset.alpha, _why(preset, "alpha")),
-        _Item("lora_dropout", preset.dropout, _why(preset, "dropout")),
-        _Item("target_modules", _plain(preset.targets), _why(preset, "targets")),
-    ]
-    rank = _why(preset, "rank")
-    if preset.method == "adalora":
-        start = _Item("init_r", starting_rank(preset.rank), "half as much again, to have rank to move")
-        target = _Item("target_r", preset.rank, rank)
-        steps = [_Item(name, value, "replaced by the callback") for name, value in ADALORA_SCHEDULE.items()]
-        return "AdaLoraConfig", [start, target, *common, *steps]
-    variant = {"rslora": "use_rslora", "dora": "use_dora", "qdora": "use_dora"}.get(preset.method)
-    return "LoraConfig", [
-        _Item("r", preset.rank, rank),
-        *common,
-        *([_Item(variant, True, _why(preset, "method"))] if variant else []),
-        *([_Item("init_lora_weights", preset.init, _why(preset, "init"))] if preset.init != "default" else []),
-    ]
+_REASONS: Final = {
+    **{"r": "rank", "target_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets"},
+    **{
+        "use_rslora": "method",
+        "use_dora": "method",
+        "init_lora_weights": "init",
+        "num_virtual_tokens": "virtual_tokens",
+    },
+    **{"load_in_4bit": "method", "load_in_8bit": "method", "bnb_4bit_compute_dtype": "dtype"},
+    **{"bf16": "dtype", "optim": "optimizer", "activation_checkpointing_kwargs": "reentrant"},
+    **_RECIPE_FIELDS,
+}
+"""Argument → the preset's choice that gives its reason."""
+_OWN_REASONS: Final = {
+    "init_r": "half as much again, to have rank to move",
+    "bnb_4bit_quant_storage": "FSDP shards packed weights only in the dtype of everything else",
+    **dict.fromkeys(ADALORA_SCHEDULE, "replaced by the callback"),
+}
 
 
-def _quantisation(preset: Preset) -> list[_Item]:
-    if preset.bits == 8:
-        return [_Item("load_in_8bit", True, _why(preset, "method"))]
-    items = [
-        _Item("load_in_4bit", True, _why(preset, "method")),
-        _Item("bnb_4bit_quant_type", "nf4"),
-        _Item("bnb_4bit_use_double_quant", True),
-        _Item("bnb_4bit_compute_dtype", preset.dtype, _why(preset, "dtype")),
-    ]
-    if preset.sharding == "fsdp":
-        why = "FSDP shards packed weights only in the dtype of everything else"
-        items.append(_Item("bnb_4bit_quant_storage", preset.dtype, why))
+def _items(preset: Preset, given: Mapping[str, Any]) -> list[_Item]:
+    """Return arguments with their reasons, where there is something to say."""
+    items = []
+    for name, value in given.items():
+        known = name.replace("gradient_checkpointing", "activation_checkpointing")
+        why = _why(preset, _REASONS[known]) if known in _REASONS else _OWN_REASONS.get(known, "")
+        items.append(_Item(name, value, why))
     return items
 
 
@@ -214,35 +204,10 @@ def _checkpointing(transformers: str) -> str:
     return "activation_checkpointing" if release >= _RENAMED_IN else "gradient_checkpointing"
 
 
-def _training(preset: Preset, output_dir: str, checkpointing: str) -> list[_Item]:
-    """Return SFTConfig's arguments."""
-    half = "4-bit adapters are bfloat16, which float16's gradient scaler cannot scale"
-    packed_half = preset.dtype == "float16" and preset.bits is not None
-    attention = {} if preset.attention == "sdpa" else {"attn_implementation": preset.attention}
-    return [
-        _Item("output_dir", output_dir),
-        *(
-            _Item(
-                name.replace("activation_checkpointing", checkpointing), getattr(preset, choice), _why(preset, choice)
-            )
-            for name, choice in _RECIPE_FIELDS.items()
-        ),
-        _Item(f"{checkpointing}_kwargs", {"use_reentrant": preset.reentrant}, _why(preset, "reentrant")),
-        _Item("bf16", preset.dtype == "bfloat16", _why(preset, "dtype")),
-        _Item("fp16", preset.dtype == "float16" and preset.bits is None, half if packed_half else ""),
-        _Item("optim", _optim(preset), _why(preset, "optimizer")),
-        _Item("use_cpu", preset.hardware.kind == "cpu"),
-        _Item("model_init_kwargs", {"dtype": preset.dtype} | attention, _why(preset, "attention") if attention else ""),
-    ]
-
-
-def _optim(preset: Preset) -> str:
-    return preset.optimizer if preset.optimizer == "paged_adamw_8bit" else "adamw_torch_fused"
-
-
 def _trainer(preset: Preset, where: str) -> list[_Item]:
     calls = ", ".join(
-        f"{name}({', '.join(f'{k}={_literal(v)}' for k, v in given.items())})" for name, given in _callbacks(preset)
+        f"{name}({', '.join(f'{k}={_literal(v)}' for k, v in given.items())})"
+        for name, given in callback_arguments(preset)
     )
     return [
         _Item("model", _Code("MODEL")),
@@ -270,16 +235,6 @@ class LoraPlus:
 {INDENT}def __call__(self, model):
 {textwrap.indent(call, INDENT * 2)}
 """
-
-
-def _callbacks(preset: Preset) -> list[tuple[str, Mapping[str, float]]]:
-    """Return the callbacks of ours that the preset needs, with their arguments."""
-    found: list[tuple[str, Mapping[str, float]]] = []
-    if preset.method == "adalora":
-        found.append(("AdaLoraCallback", ADALORA_SHARES))
-    if init_facts(preset.init).changes_base:
-        found.append(("PlainAdapterCallback", {}))
-    return found
 
 
 def _why(preset: Preset, name: str) -> str:

@@ -39,7 +39,11 @@ def host_choice(shape: ModelShape, hardware: Hardware, choices: tuple[Choice, ..
     """Return what a preset says of memory where no GPU is planned for."""
     if hardware.kind == "cuda":
         known = hardware.memory_gib is not None
-        why = "a prefix is not planned for" if known else "the GPU's memory is not known; name it: gpu_memory_gib="
+        why = (
+            "the planner does not know what this adapter takes"
+            if known
+            else "the GPU's memory is not known; name it: gpu_memory_gib="
+        )
         return Choice(name="memory_gib", value=None, why=why, source="memory planner")
     host = f" of {hardware.host_memory_gib:g}" if hardware.host_memory_gib is not None else ""
     least = least_host_bytes(shape, choices) / GIB

@@ -8,7 +8,7 @@ import pytest
 from conftest import hf_lora, outcome, run_python
 
 from hf_lora_ext import preset
-from hf_lora_ext.cli.wishes import as_options
+from hf_lora_ext.cli.options import as_options
 from hf_lora_ext.recipe import load_recipe
 
 QWEN = "Qwen/Qwen3-8B"

@@ -83,6 +83,9 @@ def test_a_script_for_gpus_asks_for_what_the_preset_asks_for(name, tiny_model: P
     assert made["peft_config"].to_dict() == p.peft_config.to_dict()
     if p.bits:
         assert made["quantization_config"].to_dict() == p.quantization_config.to_dict()
+    assert ("callbacks=" in write(python_script, p)) == bool(p.callbacks())
+    for callback in p.callbacks():
+        assert type(callback) is made[type(callback).__name__]
 
 
 @pytest.mark.parametrize("name", GPU_CASES)

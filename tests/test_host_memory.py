@@ -46,4 +46,4 @@ def test_four_bits_take_less_of_the_host():
 def test_a_gpu_of_unknown_memory_and_a_prefix_say_why_nothing_is_planned():
     assert "name it: gpu_memory_gib=" in memory_line(decide(SEVEN_BILLION, Hardware(kind="cuda")))
     card = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True)
-    assert "a prefix is not planned for" in memory_line(decide(SEVEN_BILLION, card, method="prefix"))
+    assert "the planner does not know" in memory_line(decide(SEVEN_BILLION, card, method="prefix"))

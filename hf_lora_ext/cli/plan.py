@@ -21,7 +21,7 @@ from ..presets import Preset, preset
 from ..remedies import DoesNotFit, plan_run
 from ..run_choices import RunWishes
 from ..sizes import ModelShape
-from .wishes import preset_arguments, spoken_as_options, wish_options
+from .options import preset_arguments, spoken_as_options, wish_options
 
 __all__ = ["command"]
 

@@ -11,7 +11,7 @@ import click
 
 from ..methods import METHODS
 from ..presets import Preset, preset
-from .wishes import preset_arguments, spoken_as_options, wish_options
+from .options import preset_arguments, spoken_as_options, wish_options
 
 __all__ = ["command"]
 
