@@ -194,6 +194,8 @@ def _items(preset: Preset, given: Mapping[str, Any]) -> list[_Item]:
     for name, value in given.items():
         known = name.replace("gradient_checkpointing", "activation_checkpointing")
         why = _why(preset, _REASONS[known]) if known in _REASONS else _OWN_REASONS.get(known, "")
+        if known == "optim" and preset.optimizer == "loraplus":
+            why = "replaced by LoraPlus below"
         items.append(_Item(name, value, why))
     return items
 

@@ -69,9 +69,7 @@ class Fit:
         return self.available - self.estimate.needed
 
 
-def find_fit(
-    shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan], *, fixed: frozenset[str] = frozenset()
-) -> Fit | None:
+def find_fit(shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan]) -> Fit | None:
     """Return the fastest plan near one of `wishes` that fits the hardware, or None where none does.
 
     Free are the micro-batch with its accumulation, and checkpointing. A plan fits if each device has what it needs at
@@ -82,9 +80,8 @@ def find_fit(
         shape: The model.
         hardware: The devices; their memory must be known.
         wishes: The plans, the most wanted first: of equally fast ones that fit, the earlier is taken.
-        fixed: `micro_batch` or `checkpointing`, where they must stay as wished.
     """
-    candidates = [plan for wish in wishes for plan in _variations(wish, fixed)]
+    candidates = [plan for wish in wishes for plan in _variations(wish)]
     ranked = sorted(candidates, key=relative_speed, reverse=True)  # stable: of equals, the earlier
     for plan in ranked:
         estimate = _estimate(shape, plan)
@@ -159,14 +156,12 @@ def _host(estimate: MemoryEstimate, plan: Plan, hardware: Hardware) -> int:
     return estimate.host // hardware.machines if plan.sharding == "zero3" else estimate.host
 
 
-def _variations(wish: Plan, fixed: frozenset[str]) -> Iterator[Plan]:
+def _variations(wish: Plan) -> Iterator[Plan]:
     """Yield the plans to choose from, the least compromised first."""
     share, over = divmod(BATCH_EXAMPLES, wish.devices)
     shares = {max(1, share), share + bool(over)}
     batches = sorted({number for number in (16, 8, 4, 2, 1) if number <= max(shares)} | shares, reverse=True)
-    if "micro_batch" in fixed:
-        batches = [wish.micro_batch]
-    for on in [wish.checkpointing] if "checkpointing" in fixed else [False, True]:
+    for on in (False, True):
         for batch in batches:
             passes, left = divmod(BATCH_EXAMPLES, wish.devices * batch)
             for accumulation in sorted({max(1, passes), passes + bool(left)}):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .hardware import Hardware
     from .plans import Plan
 
-__all__ = ["DoesNotFit", "Remedy", "nearest_remedies", "plan_run", "plan_words"]
+__all__ = ["DoesNotFit", "Remedy", "nearest_remedies", "plan_run"]
 
 GIB: Final = 2**30
 CARDS: Final = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192, 288)
@@ -57,7 +57,7 @@ class Remedy:
 
     def __str__(self) -> str:
         needed, host = self.found.estimate.needed / GIB, self.found.host / GIB
-        return f"{self.words} ({plan_words(self.found.plan)}: {needed:.1f} GiB each, {host:.0f} GiB of host memory)"
+        return f"{self.words} ({_plan_words(self.found.plan)}: {needed:.1f} GiB each, {host:.0f} GiB of host memory)"
 
 
 class DoesNotFit(ConfigError):
@@ -105,7 +105,7 @@ def _found(request: PlanRequest, hardware: Hardware, wishes: tuple[Plan, ...]) -
     return said
 
 
-def plan_words(plan: Plan) -> str:
+def _plan_words(plan: Plan) -> str:
     """Return a plan in a few words."""
     parts = [f"base in {plan.base}", f"micro-batch {plan.micro_batch}"]
     parts += ["checkpointing"] if plan.checkpointing else []

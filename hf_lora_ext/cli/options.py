@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..methods import INITS
 from ..run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS
 
-__all__ = ["preset_arguments", "spoken_as_options", "wish_options"]
+__all__ = ["as_options", "preset_arguments", "spoken_as_options", "wish_options"]
 
 
 def _rank(context: click.Context, parameter: click.Parameter, value: str | None) -> int | str | None:
