@@ -83,7 +83,7 @@ def test_a_recipe_that_is_printed_is_one_that_train_takes(capsys, tmp_path: Path
         (("7B", "--seq", "0"), "--seq 0 must be a whole number"),
         (("7B", "--method", "qlorra"), "did you mean `qlora`?"),
         (("7B", "--method", "dora", "--init", "pissa"), "init pissa does not work with dora"),
-        (("7B", "--init", "eva"), "init eva needs data"),
+        (("7B", "--init", "corda"), "init corda needs data"),
         (("7B", "--optimizer", "adam"), "did you mean `adamw`?"),
         (("7B", "--task", "chat"), "task is for --rank auto"),
         (("7B", "--rank", "auto", "--task", "chess"), "chess"),

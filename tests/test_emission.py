@@ -12,6 +12,7 @@ import pytest
 from conftest import PAIRS, write_jsonl
 
 from hf_lora_ext import ConfigError, preset, run_recipe
+from hf_lora_ext.arguments import callback_arguments
 from hf_lora_ext.emission import python_script, recipe_yaml
 from hf_lora_ext.methods import INITS, METHODS
 from hf_lora_ext.recipe import load_recipe, parse_recipe
@@ -19,9 +20,11 @@ from hf_lora_ext.runner import _preset_for
 from hf_lora_ext.strict_yaml import read_yaml
 
 INITIALISATIONS = [name for name, facts in INITS.items() if not facts.refusal]
+NEEDED = {"loftq": {"method": "qlora"}}
+"""What an initialisation makes sense with only."""
 CASES = {
     **{method: {"method": method} for method in METHODS},
-    **{f"init {name}": {"init": name} for name in INITIALISATIONS},
+    **{f"init {name}": {"init": name} | NEEDED.get(name, {}) for name in INITIALISATIONS},
     "LoRA+": {"optimizer": "loraplus"},
     "paged": {"method": "qlora", "optimizer": "paged_adamw_8bit"},
     "eager, short": {"attention": "eager", "max_length": 64},
@@ -100,13 +103,15 @@ def test_every_value_of_a_script_has_its_reason_within_100_columns(name, tiny_mo
             assert choice.why in words
 
 
-def test_only_what_needs_this_package_imports_it():
-    plain = {name for name in GPU_CASES if "hf_lora_ext.callbacks" not in script_of(name)}
-    assert set(GPU_CASES) - plain == {"adalora", "init pissa", "init olora"}
-
-
-def script_of(name: str) -> str:
-    return write(python_script, preset("Qwen/Qwen3-8B", gpu_memory_gib=80, ask_hub=False, **GPU_CASES[name]))
+@pytest.mark.parametrize("name", GPU_CASES)
+def test_only_what_needs_a_callback_of_this_package_imports_it(name, tiny_model: Path):
+    p = preset(str(tiny_model), gpu_memory_gib=80, **GPU_CASES[name])
+    names = {callback for callback, _ in callback_arguments(p)}
+    script = write(python_script, p)
+    assert ("import hf_lora_ext" in script or "from hf_lora_ext" in script) == bool(names)
+    assert all(f"{callback}(" in script for callback in names)
+    assert names or name not in ("adalora", "init pissa", "init olora")
+    assert not names or name not in ("lora", "rslora", "dora", "prefix", "LoRA+", "your own values")
 
 
 @pytest.mark.parametrize("name", ["lora", "LoRA+", "adalora"])
