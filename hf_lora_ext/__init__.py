@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .cards import render_card, write_card
     from .facts import Facts
     from .recipe import Recipe, load_recipe
+    from .remedies import DoesNotFit
     from .runner import RunResult, run_recipe
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "AdapterError",
     "Advice",
     "ConfigError",
+    "DoesNotFit",
     "Facts",
     "FactsCallback",
     "Hardware",
@@ -50,6 +52,7 @@ _LAZY: Final = {
     "Facts": "facts",
     "Recipe": "recipe",
     "load_recipe": "recipe",
+    "DoesNotFit": "remedies",
     "Advice": "advice",
     "advise": "advice",
     "AdaLoraCallback": "callbacks",

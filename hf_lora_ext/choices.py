@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
-    "UNPLANNED",
     "Choice",
     "LoraWishes",
     "Method",
@@ -38,10 +37,6 @@ _BASES: Final = ("lora", "qlora", "qlora8")
 
 MAX_LENGTH: Final = 1024
 """Tokens of an example at most (TRL's default)."""
-UNPLANNED: Final = Choice(
-    name="memory_gib", value=None, why="no GPU of known memory to plan for, or a prefix", source="memory planner"
-)
-"""What a preset says of memory where nothing is planned."""
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
 
@@ -109,7 +104,7 @@ def all_choices(
         *_precision(method, hardware),
         *run_choices(shape, hardware, method, run, rank=adapter[0].value),
         *_optimisation(shape, method, run),
-        *_batch(shape, hardware, method),
+        *_batch(shape, hardware, method, run),
     )
 
 
@@ -225,11 +220,11 @@ def _optimisation(shape: ModelShape, method: Method, run: RunWishes) -> tuple[Ch
     )
 
 
-def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choice, ...]:
+def _batch(shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes) -> tuple[Choice, ...]:
     widest = {8: 4, 16: 2, 32: 1}[size_band(shape.parameters).rank]
     micro = widest if hardware.kind == "cuda" else 4
     accumulation = max(1, BATCH_EXAMPLES // (micro * hardware.devices))
-    length = min(MAX_LENGTH, shape.max_positions or MAX_LENGTH)
+    length = run.max_length or min(MAX_LENGTH, shape.max_positions or MAX_LENGTH)
     on_gpu = hardware.kind == "cuda"
     return (
         Choice(name="micro_batch", value=micro, why="by size", source="size key"),
@@ -239,7 +234,12 @@ def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choic
             why=f"{micro * accumulation * hardware.devices} examples an optimizer step",
             source=f"{QLORA}; {WITHOUT_REGRET}",
         ),
-        Choice(name="max_length", value=length, why="tokens; longer examples are cut", source="TRL's default"),
+        Choice(
+            name="max_length",
+            value=length,
+            why="tokens; longer examples are cut",
+            source="max_length=" if run.max_length else "TRL's default",
+        ),
         Choice(
             name="activation_checkpointing",
             value=on_gpu and method != "prefix",
@@ -247,7 +247,7 @@ def _batch(shape: ModelShape, hardware: Hardware, method: Method) -> tuple[Choic
             if method == "prefix"
             else "GPU memory is short"
             if on_gpu
-            else "memory is ample here, recomputing costs time",
+            else "recomputing costs time; turn it on if memory runs out",
             source="peft refuses it" if method == "prefix" else "TRL's default" if on_gpu else "hardware",
         ),
     )

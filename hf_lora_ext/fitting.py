@@ -1,24 +1,23 @@
-"""The fastest plan that fits the declared devices, and what it gave up; or the nearest plans that would fit.
+"""The fastest plan that fits the devices and the host, and what it gave up.
 
-Pure: a shape, the hardware and a plan of wishes in, a frozen `Fit` out. Speeds only rank plans against each other.
+Pure: a shape, the hardware and plans in the order in which they are wished for in, a frozen `Fit` out. Speeds only
+rank plans against each other. `remedies` says what would fit where nothing does.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any, Final, Literal
 
 from .choices import BATCH_EXAMPLES
-from .errors import ConfigError
 from .hardware import Hardware
 from .memory import MemoryEstimate, estimate_memory
-from .plans import BaseDtype, Plan, Sharding
+from .plans import Plan
 from .sizes import ModelShape
 
-__all__ = ["Fit", "fit", "relative_speed"]
+__all__ = ["Fit", "find_fit", "least_needed", "may_fit", "relative_speed"]
 
 GIB: Final = 2**30
-CARDS: Final = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
-"""GiB of customary cards."""
 MARGINAL_TOKENS: Final = 400
 """Tokens of a pass at which half of a card's speed is reached (litgpt tables: batch 1 to 4 of 1,000 tokens)."""
 SPEED_CHECKPOINTING: Final = 0.79
@@ -37,10 +36,14 @@ class Fit:
 
     plan: Plan
     """The plan."""
+    hardware: Hardware
+    """The devices that it uses: all that there are, or one of them where that is faster."""
     estimate: MemoryEstimate
     """What it needs on each device."""
     available: int
     """Bytes of one device."""
+    host: int
+    """Bytes that it needs of one machine's host."""
     gave_up: tuple[str, ...]
     """What differs from the fastest plan that was wished for, in words."""
 
@@ -49,44 +52,94 @@ class Fit:
         """How the devices share the work, in the words of a preset."""
         return "ddp" if self.plan.sharding == "zero2" else self.plan.sharding
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plan and estimate as plain values that JSON takes; all sizes in bytes."""
+        totals = {name: getattr(self.estimate, name) for name in ("allocated", "reserved", "device", "needed")}
+        return {
+            "plan": asdict(self.plan),
+            "gave_up": list(self.gave_up),
+            "bytes": asdict(self.estimate) | totals,
+            "available_bytes": self.available,
+            "host_bytes": self.host,
+        }
+
     @property
     def headroom(self) -> int:
         """Bytes left on each device beyond the estimate and its margin."""
         return self.available - self.estimate.needed
 
 
-def fit(shape: ModelShape, hardware: Hardware, wishes: Plan, *, fixed: frozenset[str] = frozenset()) -> Fit:
-    """Return the fastest plan near `wishes` that fits the hardware.
+def find_fit(shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan]) -> Fit | None:
+    """Return the fastest plan near one of `wishes` that fits the hardware, or None where none does.
 
-    Free are the micro-batch, checkpointing, the base's type (as wished, or nf4) and the sharding; the sequence, the
-    rank and the rest stay as wished.
+    Free are the micro-batch with its accumulation, and checkpointing. A plan fits if each device has what it needs at
+    the peaks of loading and of training, with margin, and each host what sharding keeps there, where its memory is
+    known.
 
     Args:
         shape: The model.
         hardware: The devices; their memory must be known.
-        wishes: What is wanted most: method, base, rank, sequence, optimizer, and the stack's facts.
-        fixed: Names of `Plan` fields that must stay as wished, of `micro_batch`, `checkpointing`, `base`, `sharding`.
-
-    Raises:
-        ConfigError: If nothing fits, naming up to three plans that would; or if the memory is unknown.
+        wishes: The plans, the most wanted first: of equally fast ones that fit, the earlier is taken.
     """
-    if hardware.memory_gib is None:
-        raise ConfigError("the memory of the device is not known; give it, e.g. gpu_memory_gib=24")
-    available = round(hardware.memory_gib * GIB)
-    found = _fastest(shape, available, list(_candidates(wishes, hardware.devices, fixed)))
-    if found is None:
-        raise ConfigError(_nothing_fits(shape, hardware, wishes, fixed))
-    return Fit(
-        plan=found,
-        estimate=estimate_memory(shape, found),
-        available=available,
-        gave_up=_gave_up(found, next(iter(_candidates(wishes, hardware.devices, fixed)))),
-    )
+    candidates = [plan for wish in wishes for plan in _variations(wish)]
+    ranked = sorted(candidates, key=relative_speed, reverse=True)  # stable: of equals, the earlier
+    for plan in ranked:
+        estimate = _estimate(shape, plan)
+        if _fits(estimate, plan, hardware):
+            return Fit(
+                plan=plan,
+                hardware=hardware if plan.devices > 1 else replace(hardware, devices=1, machines=1),
+                estimate=estimate,
+                available=_bytes(hardware.memory_gib),
+                host=_host(estimate, plan, hardware),
+                gave_up=_gave_up(plan, candidates[0]),
+            )
+    return None
+
+
+def _fits(estimate: MemoryEstimate, plan: Plan, hardware: Hardware) -> bool:
+    """Return whether each device has room, and each host where its memory is known and the weights stay in it.
+
+    A model that is not cut is read file by file, mapped from the disk: the system can drop such pages.
+    """
+    if estimate.needed > _bytes(hardware.memory_gib):
+        return False
+    known = hardware.host_memory_gib
+    return known is None or plan.shards == 1 or _host(estimate, plan, hardware) <= _bytes(known)
+
+
+def least_needed(shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan]) -> tuple[int, int]:
+    """Return the bytes that the least demanding plan needs on each device, and what it then needs of the host."""
+    estimate, plan = min(_least(shape, wishes), key=lambda pair: pair[0].needed)
+    return estimate.needed, _host(estimate, plan, hardware)
+
+
+def may_fit(shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan]) -> bool:
+    """Return whether one of the wishes fits where it is made as small as it can be: `find_fit`'s question, sooner."""
+    return any(_fits(estimate, plan, hardware) for estimate, plan in _least(shape, wishes))
+
+
+def _least(shape: ModelShape, wishes: Sequence[Plan]) -> list[tuple[MemoryEstimate, Plan]]:
+    least = [
+        replace(wish, checkpointing=True, micro_batch=1, accumulation=-(-BATCH_EXAMPLES // wish.devices))
+        for wish in wishes
+    ]
+    return [(_estimate(shape, plan), plan) for plan in least]
+
+
+@lru_cache(maxsize=4096)
+def _estimate(shape: ModelShape, plan: Plan) -> MemoryEstimate:
+    """Remember estimates: a search for remedies meets the same plan on card after card."""
+    return estimate_memory(shape, plan)
 
 
 def relative_speed(plan: Plan) -> float:
-    """Return a plan's training speed relative to one device at its best, to rank plans by."""
-    speed = plan.devices * plan.tokens / (plan.tokens + MARGINAL_TOKENS)
+    """Return a plan's training speed relative to one device at its best, to rank plans by.
+
+    Examples beyond the wished batch count for nothing, so that the comparison is one of equal optimizer steps.
+    """
+    examples = min(BATCH_EXAMPLES, plan.devices * plan.micro_batch * plan.accumulation)
+    speed = examples * plan.sequence / (plan.accumulation * (plan.tokens + MARGINAL_TOKENS))
     speed *= SPEED_CHECKPOINTING if plan.checkpointing else 1
     speed *= SPEED_PACKED if plan.is_packed else 1
     speed *= SPEED_FSDP if plan.sharding in ("fsdp", "zero3") else 1
@@ -94,104 +147,39 @@ def relative_speed(plan: Plan) -> float:
     return speed * (SPEED_OFFLOAD / carried if plan.offload else 1)
 
 
-def _candidates(wishes: Plan, devices: int, fixed: frozenset[str]) -> Iterator[Plan]:
+def _bytes(gib: float | None) -> int:
+    return round((gib or 0) * GIB)
+
+
+def _host(estimate: MemoryEstimate, plan: Plan, hardware: Hardware) -> int:
+    """Return the bytes of one machine's host; under ZeRO-3 the estimate has each of all processes load the model."""
+    return estimate.host // hardware.machines if plan.sharding == "zero3" else estimate.host
+
+
+def _variations(wish: Plan) -> Iterator[Plan]:
     """Yield the plans to choose from, the least compromised first."""
-    bases: list[BaseDtype] = [wishes.base]
-    if "base" not in fixed and not wishes.is_packed and wishes.method != "full":
-        bases.append("nf4")
-    spread: list[tuple[Sharding, bool]] = [("ddp", False), ("fsdp", False), ("fsdp", True)]
-    if devices == 1:
-        spread = [("none", False)]
-    elif "sharding" in fixed:
-        spread = [(wishes.sharding, wishes.offload)]
-    share = max(1, BATCH_EXAMPLES // devices)
-    batches = [number for number in (16, 8, 4, 2, 1) if number <= share]
-    if "micro_batch" in fixed:
-        batches = [wishes.micro_batch]
-    for base in bases:
-        for sharding, offload in spread:
-            for on in [wishes.checkpointing] if "checkpointing" in fixed else [False, True]:
-                for batch in batches:
-                    yield replace(
-                        wishes,
-                        base=base,
-                        sharding=sharding,
-                        offload=offload,
-                        devices=devices,
-                        checkpointing=on,
-                        micro_batch=batch,
-                        accumulation=max(1, share // batch),
-                    )
-
-
-def _fastest(shape: ModelShape, available: int, candidates: list[Plan]) -> Plan | None:
-    ranked = sorted(candidates, key=relative_speed, reverse=True)  # stable: of equals, the least compromised
-    return next((plan for plan in ranked if estimate_memory(shape, plan).needed <= available), None)
+    share, over = divmod(BATCH_EXAMPLES, wish.devices)
+    shares = {max(1, share), share + bool(over)}
+    batches = sorted({number for number in (16, 8, 4, 2, 1) if number <= max(shares)} | shares, reverse=True)
+    for on in (False, True):
+        for batch in batches:
+            passes, left = divmod(BATCH_EXAMPLES, wish.devices * batch)
+            for accumulation in sorted({max(1, passes), passes + bool(left)}):
+                yield replace(wish, checkpointing=on, micro_batch=batch, accumulation=accumulation)
 
 
 def _gave_up(plan: Plan, wished: Plan) -> tuple[str, ...]:
     words = []
     if plan.base != wished.base:
         words.append(f"the base in {plan.base} instead of {wished.base}")
-    if plan.sharding != wished.sharding:
+    if plan.devices < wished.devices:
+        words.append(f"{plan.devices} of {wished.devices} devices: what they would exchange leaves too little room")
+    elif plan.sharding != wished.sharding:
         words.append(f"{plan.sharding} instead of {wished.sharding}: the weights are shared out")
     if plan.offload and not wished.offload:
         words.append("weights wait in host memory")
     if plan.checkpointing and not wished.checkpointing:
         words.append("activation checkpointing: a fifth slower")
-    if plan.micro_batch < wished.micro_batch:
+    if plan.devices == wished.devices and plan.micro_batch < wished.micro_batch:
         words.append(f"micro-batch {plan.micro_batch} instead of {wished.micro_batch}")
     return tuple(words)
-
-
-def _nothing_fits(shape: ModelShape, hardware: Hardware, wishes: Plan, fixed: frozenset[str]) -> str:
-    """Return what is needed at least, and the nearest three changes that would fit."""
-    memory = hardware.memory_gib or 0
-    here = list(_candidates(wishes, hardware.devices, fixed))
-    least = min(here, key=lambda plan: estimate_memory(shape, plan).needed)
-    remedies = [
-        words for find in (_larger_card, _more_devices, _less) if (words := find(shape, hardware, wishes, fixed))
-    ]
-    needed = estimate_memory(shape, least).needed / GIB
-    return f"training needs {needed:.1f} GiB on each device at the least and {memory:g} GiB is there; " + (
-        "what would fit: " + "; ".join(remedies[:3]) if remedies else "nothing near it fits"
-    )
-
-
-def _larger_card(shape: ModelShape, hardware: Hardware, wishes: Plan, fixed: frozenset[str]) -> str:
-    here = list(_candidates(wishes, hardware.devices, fixed))
-    for card in CARDS:
-        if card > (hardware.memory_gib or 0) and (plan := _fastest(shape, card * GIB, here)):
-            return f"cards of {card} GiB with {_describe(shape, plan)}"
-    return ""
-
-
-def _more_devices(shape: ModelShape, hardware: Hardware, wishes: Plan, fixed: frozenset[str]) -> str:
-    for devices in (2, 4, 8, 16):
-        more = list(_candidates(wishes, devices, fixed - {"sharding"}))
-        available = round((hardware.memory_gib or 0) * GIB)
-        if devices > hardware.devices and (plan := _fastest(shape, available, more)):
-            return f"{devices} such cards with {_describe(shape, plan)}"
-    return ""
-
-
-def _less(shape: ModelShape, hardware: Hardware, wishes: Plan, fixed: frozenset[str]) -> str:
-    """Return the longest shorter sequence that fits, everything else being free."""
-    available = round((hardware.memory_gib or 0) * GIB)
-    sequence = wishes.sequence // 2
-    free = replace(wishes, base="nf4" if wishes.method != "full" else wishes.base, loss="chunked")
-    for length in (wishes.sequence, sequence, sequence // 2, sequence // 4, sequence // 8):
-        if length < 1:
-            break
-        plans = list(_candidates(replace(free, sequence=length), hardware.devices, frozenset()))
-        if plan := _fastest(shape, available, plans):
-            return f"{length} tokens and a chunked loss with {_describe(shape, plan)}"
-    return ""
-
-
-def _describe(shape: ModelShape, plan: Plan) -> str:
-    estimate = estimate_memory(shape, plan)
-    parts = [plan.base, f"micro-batch {plan.micro_batch}"]
-    parts += ["checkpointing"] if plan.checkpointing else []
-    parts += [plan.sharding + (" with offload" if plan.offload else "")] if plan.devices > 1 else []
-    return f"{', '.join(parts)} ({estimate.needed / GIB:.1f} GiB each, {estimate.host / GIB:.0f} GiB of host memory)"

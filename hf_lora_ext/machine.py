@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +40,27 @@ def find_hardware() -> Hardware:
     """Return the hardware found here; torch is asked only when something else has loaded it already."""
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "cuda"):
-        return _hardware_by_torch(torch)
-    return _hardware_by_nvml() or _apple_hardware() or Hardware(kind="cpu")
+        found = _hardware_by_torch(torch)
+    else:
+        found = _hardware_by_nvml() or _apple_hardware() or Hardware(kind="cpu")
+    return replace(found, host_memory_gib=_host_memory_gib())
+
+
+CONTAINER_LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux says how much memory a container may use: control groups 2 and 1."""
+
+
+def _host_memory_gib() -> float:
+    """Return the host's memory in GiB, or the part of it that a container's limit leaves."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        import psutil  # 0.03 s, so only where the standard library does not know
+
+        whole = psutil.virtual_memory().total
+    limits = [Path(file) for file in CONTAINER_LIMITS]
+    texts = [file.read_text(encoding="ascii").strip() for file in limits if file.is_file()]
+    return round(min([whole, *(int(text) for text in texts if text.isdigit())]) / 2**30, 1)
 
 
 def _hardware_by_torch(torch: Any) -> Hardware:

@@ -1,108 +1,143 @@
-"""What a preset asks of the memory planner, and the choices that its answer makes.
+"""The one translation from a run's wishes to memory plans, and from the plan that fits back to a preset's choices.
 
-`plan_preset` states the run as a `Plan` and looks for the fastest variation that fits; `overlaid` puts batch,
-checkpointing, sharding and the memory needed into the preset's choices, with what was given up.
+`preset` and `hf-lora plan` both state what they want as a `PlanRequest`, so that they give the same plan. `overlaid`
+puts batch, checkpointing, sharding and the memory needed into a preset's choices, with what was given up.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .choices import MAX_LENGTH, LoraWishes, Method, dtype_for, starting_rank
+from .choices import LoraWishes, all_choices, dtype_for, starting_rank
 from .decisions import Choice
-from .fitting import Fit, fit
-from .methods import METHOD_FACTS
-from .plans import Plan
-from .run_choices import RunWishes
-from .sizes import size_band
+from .errors import ConfigError
+from .fitting import Fit
+from .methods import METHOD_FACTS, Method
+from .plans import BaseDtype, Plan
+from .plans import Method as PlanMethod
+from .run_choices import RunWishes, Sharding, check_run
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from .advice import Advice
     from .hardware import Hardware
     from .sizes import ModelShape
 
-__all__ = ["overlaid", "plan_preset"]
+__all__ = ["FULL", "PlanRequest", "overlaid"]
 
 GIB: Final = 2**30
+FULL: Final = "full"
+"""Full fine-tuning, which no preset does: the reference that `hf-lora plan` compares with."""
 SOURCE: Final = "memory planner, `hf-lora plan`"
 _ATTENTION: Final[dict[str, Literal["flash", "eager", "sdpa"]]] = {
     "flash_attention_2": "flash",
     "flash_attention_3": "flash",
     "eager": "eager",
 }
+_TRAINED: Final[dict[str, PlanMethod]] = {"adalora": "adalora", "dora": "dora", "qdora": "dora"}
+"""Methods whose adapter has more than the two factors of LoRA."""
+_BASES: Final[dict[int, BaseDtype]] = {4: "nf4", 8: "int8"}
 
 
-def plan_preset(
-    shape: ModelShape,
-    hardware: Hardware,
-    method: Method | None,
-    wishes: LoraWishes,
-    run: RunWishes,
-    lora_config: LoraConfig | None = None,
-) -> Fit | None:
-    """Return the fastest plan that fits, or None where there is no GPU of known memory, or no adapter of factors.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """All that a user fixed of a run, whose memory is to be planned."""
 
-    Args:
-        shape: The model.
-        hardware: The devices.
-        method: The user's method, which then stays; None prefers `lora` and takes `qlora` if it must be.
-        wishes: What the user fixed of the adapter.
-        run: What the user fixed of the run.
-        lora_config: The user's own LoraConfig.
+    shape: ModelShape
+    """The model."""
+    method: Method | Literal["full"] | None = None
+    """The method, which then stays; None prefers `lora` and takes `qlora` if it must be."""
+    adapter: LoraWishes = field(default_factory=LoraWishes)
+    """What is fixed of the adapter."""
+    run: RunWishes = field(default_factory=RunWishes)
+    """What is fixed of the run."""
+    lora_config: LoraConfig | None = None
+    """The user's own LoraConfig."""
+    advice: Advice | None = None
+    """The advice that a rank of `auto` takes."""
 
-    Raises:
-        ConfigError: If nothing fits, naming what would.
-    """
-    if hardware.kind != "cuda" or hardware.memory_gib is None or method == "prefix":
-        return None
-    wanted = _wanted(shape, hardware, method or "lora", wishes, run, lora_config)
-    fixed = {"base"} if method is not None else set()
-    if run.sharding is not None and hardware.devices > 1:
-        fixed.add("sharding")
-        offload = run.sharding == "fsdp" and wanted.is_packed  # as peft documents it, and `launch` writes it
-        wanted = replace(wanted, sharding=run.sharding, devices=hardware.devices, offload=offload)
-    return fit(shape, hardware, wanted, fixed=frozenset(fixed))
+    def wishes(self, hardware: Hardware) -> tuple[Plan, ...]:
+        """Return the plans that these wishes allow on the hardware, the most wanted first, without batch.
+
+        Empty where the wishes do not work together with any way to share the devices.
+        """
+        return tuple(plan for method in self._methods() for plan in self._spread(method, hardware))
+
+    def _methods(self) -> tuple[Method | Literal["full"], ...]:
+        return ("lora", "qlora") if self.method is None else (self.method,)
+
+    def _spread(self, method: Method | Literal["full"], hardware: Hardware) -> Iterator[Plan]:
+        """Yield the plans of one method, over the ways to share the devices that it works with."""
+        one = replace(hardware, devices=1, machines=1)
+        shardings: list[Sharding] = ["ddp", "fsdp", "none"] if self.run.sharding is None else [self.run.sharding]
+        alone: list[Sharding] = ["none"]
+        for sharding in shardings if hardware.devices > 1 else alone:
+            used = one if sharding == "none" else hardware
+            if method == FULL:
+                plan = self._full(used, sharding)
+            else:
+                run = replace(self.run, sharding=sharding)
+                try:
+                    check_run(method, run, used, self.lora_config)
+                except ConfigError:
+                    continue
+                plan = self._plan(method, run, used)
+            yield plan
+            if sharding == "fsdp":
+                yield replace(plan, offload=True)
+
+    def _plan(self, method: Method, run: RunWishes, hardware: Hardware) -> Plan:
+        """Translate the values that a preset would have."""
+        choices = all_choices(self.shape, hardware, method, self.adapter, self.lora_config, run, self.advice)
+        value: dict[str, Any] = {choice.name: choice.value for choice in choices}
+        bits, dtype = METHOD_FACTS[method].bits, value["dtype"]
+        return Plan(
+            method=_TRAINED.get(method, "lora") if self.lora_config is None else _kind_of(self.lora_config),
+            base=dtype if bits is None else _BASES[bits],
+            compute=dtype,
+            # ZeRO-3 loads packed weights whole on each device before it cuts them (peft issues 1844, 1972).
+            loads_whole=value["sharding"] == "zero3" and bits is not None,
+            adapter=value["adapter_dtype"],
+            rank=starting_rank(value["rank"]) if method == "adalora" else value["rank"],
+            targets=_targets(value["targets"]),
+            dropout=value["dropout"] > 0,
+            autocast=dtype == "bfloat16" or (dtype == "float16" and bits is None),
+            optimizer="paged_adamw_8bit" if value["optimizer"] == "paged_adamw_8bit" else "adamw",
+            sequence=value["max_length"],
+            packing=value["packing"],
+            padding_mask=not value["packing"],
+            attention=_ATTENTION.get(value["attention"], "sdpa"),
+            loss="chunked",  # trl's `nll`
+            sharding=value["sharding"],
+            devices=hardware.devices,
+        )
+
+    def _full(self, hardware: Hardware, sharding: Sharding) -> Plan:
+        """Return full fine-tuning as transformers does it: float32 weights, 16-bit matrix products."""
+        lora = self._plan("lora", replace(self.run, sharding=sharding), hardware)
+        return replace(lora, method="full", base="float32", compute=dtype_for(hardware)[0])
 
 
-def _wanted(
-    shape: ModelShape,
-    hardware: Hardware,
-    method: Method,
-    wishes: LoraWishes,
-    run: RunWishes,
-    lora_config: LoraConfig | None,
-) -> Plan:
-    dtype, _ = dtype_for(hardware)
-    bits = METHOD_FACTS[method].bits
-    rank = wishes.rank or (lora_config.r if lora_config is not None else size_band(shape.parameters).rank)
-    dropout = lora_config.lora_dropout if lora_config is not None else wishes.dropout
-    return Plan(
-        method="adalora" if method == "adalora" else "dora" if "dora" in method else "lora",
-        base={None: dtype, 4: "nf4", 8: "int8"}[bits],
-        compute=dtype,
-        adapter="float32" if bits is None else "bfloat16",
-        rank=starting_rank(rank) if method == "adalora" else rank,
-        targets=_targets(wishes.targets if lora_config is None else lora_config.target_modules),
-        dropout=dropout is None or dropout > 0,
-        autocast=dtype != "float32",
-        optimizer="paged_adamw_8bit" if run.optimizer == "paged_adamw_8bit" else "adamw",
-        sequence=min(MAX_LENGTH, shape.max_positions or MAX_LENGTH),
-        packing=bool(run.packing),
-        padding_mask=not run.packing,
-        attention=_ATTENTION.get(run.attention or "", "sdpa"),
-        loss="chunked",
-    )
+def _kind_of(config: LoraConfig) -> PlanMethod:
+    return "dora" if config.use_dora else "lora"
 
 
 def _targets(targets: Any) -> str | tuple[str, ...]:
     """Return module names as the planner takes them; a pattern, or peft's default, counts as all: an upper bound."""
-    return tuple(targets) if targets is not None and not isinstance(targets, str) else "all-linear"
+    return targets if isinstance(targets, tuple) else "all-linear"
 
 
-def overlaid(choices: tuple[Choice, ...], found: Fit) -> tuple[Choice, ...]:
-    """Return the choices with the planner's in place of those made without it, and the memory needed."""
+def overlaid(choices: tuple[Choice, ...], found: Fit, *, fixed_sharding: bool = False) -> tuple[Choice, ...]:
+    """Return the choices with the planner's in place of those made without it, and the memory needed.
+
+    Args:
+        choices: A preset's choices, made for the plan's sharding.
+        found: The plan that fits.
+        fixed_sharding: Whether the user chose the sharding.
+    """
     plan, needed = found.plan, found.estimate.needed / GIB
     together = plan.micro_batch * plan.accumulation * plan.devices
     values: dict[str, tuple[Any, str]] = {
@@ -111,12 +146,18 @@ def overlaid(choices: tuple[Choice, ...], found: Fit) -> tuple[Choice, ...]:
         "activation_checkpointing": (plan.checkpointing, "part of the fastest that fits"),
     }
     if plan.devices > 1:
-        values["sharding"] = (plan.sharding, "the fastest that fits")
+        if not fixed_sharding:
+            values["sharding"] = (plan.sharding, "the fastest that fits")
         values["offload"] = (plan.offload, "only so it fits" if plan.offload else "weights stay on the device")
-    gave_up = f"; gave up: {'; '.join(found.gave_up)}" if found.gave_up else ""
-    why = f"of {found.available / GIB:g} GiB on each device, margin included{gave_up}"
-    replaced = (
+    replaced = [
         replace(c, value=values[c.name][0], why=values[c.name][1], source=SOURCE) if c.name in values else c
         for c in choices
-    )
-    return (*replaced, Choice(name="memory_gib", value=round(needed, 1), why=why, source=SOURCE))
+    ]
+    return (*replaced, _memory_choice(found, round(needed, 1)))
+
+
+def _memory_choice(found: Fit, needed_gib: float) -> Choice:
+    gave_up = f"; gave up: {'; '.join(found.gave_up)}" if found.gave_up else ""
+    host = f", and {found.host / GIB:.1f} GiB of host memory"
+    why = f"of {found.available / GIB:g} GiB on each device, margin included{host}{gave_up}"
+    return Choice(name="memory_gib", value=needed_gib, why=why, source=SOURCE)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .choices import UNPLANNED, Choice, LoraWishes, Method, all_choices, check_wishes
+from .choices import Choice, LoraWishes, Method, all_choices, check_wishes
 from .errors import ConfigError
 from .hardware import Hardware, declared_hardware
+from .host_memory import host_choice, host_warnings
 from .methods import METHOD_FACTS
 from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
@@ -94,6 +95,8 @@ class Preset:
     """Every value above with its reason and source."""
     warnings: tuple[Choice, ...] = ()
     """Risks that the advice for an automatic rank sees."""
+    found: Fit | None = None
+    """The memory plan behind it; None without a GPU of known memory."""
     own_lora_config: LoraConfig | None = None
     """The user's own LoraConfig, which then replaces the adapter's part."""
     model_is_loaded: bool = False
@@ -158,7 +161,7 @@ class Preset:
     def accelerate_config(
         self,
         *,
-        machines: int = 1,
+        machines: int | None = None,
         machine_rank: int = 0,
         main_process_ip: str | None = None,
         main_process_port: int | None = None,
@@ -166,7 +169,7 @@ class Preset:
         """Return what `accelerate launch --config_file` takes, as a mapping.
 
         Args:
-            machines: Machines that take part, each with this preset's devices.
+            machines: Machines that take part, each with as many devices; left out, those that it was made for.
             machine_rank: This machine's number, from 0.
             main_process_ip: Address of machine 0, needed for several.
             main_process_port: Its port.
@@ -178,12 +181,12 @@ class Preset:
 
         return accelerate_config(
             sharding=self.sharding,
-            devices=self.hardware.devices,
+            devices=self.hardware.devices_each,
             dtype=self.dtype,
             bits=self.bits,
             offload=self.offload,
             on_cpu=self.hardware.kind == "cpu",
-            machines=machines,
+            machines=self.hardware.machines if machines is None else machines,
             machine_rank=machine_rank,
             main_process_ip=main_process_ip,
             main_process_port=main_process_port,
@@ -210,6 +213,7 @@ class Preset:
             "hardware": asdict(self.hardware),
             "choices": [asdict(choice) for choice in self.choices],
             "warnings": [asdict(warning) for warning in self.warnings],
+            "found": None if self.found is None else self.found.to_dict(),
             "own_lora_config": None if self.own_lora_config is None else _config_dict(self.own_lora_config),
         }
 
@@ -222,7 +226,7 @@ def _config_dict(config: LoraConfig) -> dict[str, Any]:
     return {key: value if isinstance(value, known) else str(value) for key, value in plain.items()}
 
 
-_NESTED: Final = {"shape", "hardware", "choices", "warnings", "targets", "own_lora_config"}
+_NESTED: Final = {"shape", "hardware", "choices", "warnings", "targets", "found", "own_lora_config"}
 
 
 def preset(
@@ -242,8 +246,12 @@ def preset(
     attention: str | None = None,
     packing: bool | None = None,
     sharding: Sharding | None = None,
+    max_length: int | None = None,
     gpu_memory_gib: float | None = None,
     gpus: int | None = None,
+    machines: int | None = None,
+    host_gib: float | None = None,
+    ask_hub: bool = True,
 ) -> Preset:
     """Return the LoRA and training configuration for a model, with its reasons.
 
@@ -269,8 +277,12 @@ def preset(
         attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package and allow packing.
         packing: Whether several examples share a row; on by default where the attention keeps them apart.
         sharding: `"none"`, `"ddp"`, `"fsdp"` or `"zero3"`; by default `"ddp"` for several devices.
+        max_length: Longest example in tokens; longer ones are cut.
         gpu_memory_gib: Memory of one GPU in GiB, to plan for a machine that is not this one.
-        gpus: Number of GPUs, likewise.
+        gpus: Number of GPUs in one machine, likewise.
+        machines: Number of such machines that train together.
+        host_gib: Memory of one machine's host in GiB, likewise; what is planned then fits it too.
+        ask_hub: Whether a popular model is looked up on the Hub although its config is shipped with this package.
 
     Raises:
         ConfigError: If the model's size cannot be told, a value cannot be right, or nothing fits the GPUs; then with
@@ -287,17 +299,20 @@ def preset(
     wishes = LoraWishes(
         rank=None if rank == "auto" else rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets)
     )
-    run = RunWishes(init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding)
+    run = RunWishes(
+        init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding, max_length=max_length
+    )
     check_wishes(method or "lora", wishes, lora_config)
-    hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
+    hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus, machines=machines, host_gib=host_gib)
     check_run(method or "lora", run, hardware, lora_config)
-    shape, model_id = find_shape(model)
+    shape, model_id = find_shape(model, ask_hub=ask_hub)
     advice = _advice(shape, task, examples, tokens) if asks else None
-    found = _found_plan(shape, hardware, method, wishes, run, lora_config, advice)
+    found = _found_plan(
+        hardware, shape=shape, method=method, adapter=wishes, run=run, lora_config=lora_config, advice=advice
+    )
     if found is not None:
         method = method or ("qlora" if found.plan.base == "nf4" else "lora")
-        run = replace(run, sharding=run.sharding or found.sharding)
-        check_run(method, run, hardware, lora_config)
+        hardware = found.hardware
     decided = decide(
         shape,
         hardware,
@@ -312,22 +327,14 @@ def preset(
     return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
-def _found_plan(
-    shape: ModelShape,
-    hardware: Hardware,
-    method: Method | None,
-    wishes: LoraWishes,
-    run: RunWishes,
-    lora_config: LoraConfig | None,
-    advice: Advice | None,
-) -> Fit | None:
+def _found_plan(hardware: Hardware, **request: Any) -> Fit | None:
     """Ask the planner where there is a GPU of known memory; it is loaded only then."""
-    if hardware.kind != "cuda" or hardware.memory_gib is None or method == "prefix":
+    if hardware.kind != "cuda" or hardware.memory_gib is None or request["method"] == "prefix":
         return None
-    from .plan_choices import plan_preset
+    from .plan_choices import PlanRequest
+    from .remedies import plan_run
 
-    advised = next((line.value for line in advice.lines if line.name == "rank"), None) if advice else None
-    return plan_preset(shape, hardware, method, replace(wishes, rank=wishes.rank or advised), run, lora_config)
+    return plan_run(PlanRequest(**request), hardware)
 
 
 def _advice(shape: ModelShape, task: Task | None, examples: int | None, tokens: int | None) -> Advice:
@@ -365,20 +372,23 @@ def decide(
     model_id: str | None = None,
 ) -> Preset:
     """Return the preset for a shape on given hardware; the pure part of `preset`."""
-    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, run or RunWishes(), advice)
+    run = run or RunWishes()
+    shared = replace(run, sharding=found.sharding) if found is not None and found.plan.devices > 1 else run
+    choices = all_choices(shape, hardware, method, wishes or LoraWishes(), lora_config, shared, advice)
     if found is None:
-        choices = (*choices, UNPLANNED)
+        choices = (*choices, host_choice(shape, hardware, choices))
     else:
         from .plan_choices import overlaid
 
-        choices = overlaid(choices, found)
+        choices = overlaid(choices, found, fixed_sharding=run.sharding is not None)
     value = {choice.name: choice.value for choice in choices}
     return Preset(
         model_id=model_id,
         shape=shape,
         hardware=hardware,
         choices=choices,
-        warnings=advice.warnings if advice else (),
+        warnings=(*(advice.warnings if advice else ()), *host_warnings(shape, hardware, choices)),
+        found=found,
         own_lora_config=lora_config,
         **value,
     )

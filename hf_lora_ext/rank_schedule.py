@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from .errors import ConfigError
 
-__all__ = ["RankSchedule", "check_ranks", "plan_schedule"]
+__all__ = ["ADALORA_SCHEDULE", "ADALORA_SHARES", "RankSchedule", "check_ranks", "plan_schedule"]
+
+ADALORA_SCHEDULE: Final = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
+"""What peft needs to be told before the run's length is known; the callback replaces it."""
+ADALORA_SHARES: Final = {"tinit": 0.1, "tfinal": 0.3}
+"""Hold a tenth of the steps, move rank, leave the last three tenths alone (AdaLoRA, section 4.1 and its tables)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

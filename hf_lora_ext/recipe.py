@@ -242,7 +242,7 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     try:
         check_run(method, run)
         check_wishes(method, LoraWishes(**adapter, targets=tuple(targets) if isinstance(targets, list) else targets))
-        asked = {"checkpointing"} if training.get("gradient_checkpointing") else set()
+        asked = {"checkpointing"} if training.get("activation_checkpointing") else set()
         asked |= {"packing"} if training.get("packing") else set()
         check_features(run_features(method, run) | asked)
     except ConfigError as error:

@@ -64,6 +64,8 @@ class RunWishes:
     """Whether several examples share a row."""
     sharding: Sharding | None = None
     """How several devices share the work."""
+    max_length: int | None = None
+    """Longest example in tokens."""
 
 
 def run_features(
@@ -93,6 +95,10 @@ def check_run(method: str, run: RunWishes, hardware: Hardware | None = None, lor
         value = getattr(run, name)
         if value is not None and value not in known:
             raise ConfigError(f"{name} {value!r} is not known; {nearest(str(value), known)}")
+    if run.max_length is not None and (
+        isinstance(run.max_length, bool) or not isinstance(run.max_length, int) or run.max_length < 1
+    ):
+        raise ConfigError(f"max_length={run.max_length!r} must be a whole number from 1; leave it out for 1024")
     if run.packing and run.attention in ("sdpa", "eager", None):
         raise ConfigError(
             "packing needs an attention that keeps examples apart; set attention=flash_attention_2 (a package of "

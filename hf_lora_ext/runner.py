@@ -84,6 +84,7 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
         optimizer=recipe.optimizer,
         attention=recipe.attention,
         sharding=recipe.sharding,
+        max_length=recipe.training.get("max_length"),
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from .choices import dtype_for, starting_rank
+from .arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
+from .choices import dtype_for
 from .errors import ConfigError, nearest
-from .methods import METHOD_FACTS, check_features, init_facts
+from .methods import METHOD_FACTS, check_features
 from .run_choices import LORAPLUS_RATIO
 
 if TYPE_CHECKING:
@@ -41,61 +42,21 @@ logger = logging.getLogger(__name__)
 
 def adapter_config(preset: Preset) -> PeftConfig:
     """Return the preset's adapter as a new peft configuration, or a copy of the user's own."""
-    from peft import AdaLoraConfig, LoraConfig
-
     if preset.own_lora_config is not None:
         return copy.deepcopy(preset.own_lora_config)
-    if preset.method == "prefix":
-        return _prefix_config(preset)
-    common: dict[str, Any] = {
-        "task_type": "CAUSAL_LM",
-        "lora_alpha": preset.alpha,
-        "lora_dropout": preset.dropout,
-        "target_modules": preset.targets if isinstance(preset.targets, str) else list(preset.targets),
-    }
-    if preset.method == "adalora":
-        return AdaLoraConfig(init_r=starting_rank(preset.rank), target_r=preset.rank, **ADALORA_SCHEDULE, **common)
-    return LoraConfig(
-        r=preset.rank,
-        use_rslora=preset.method == "rslora",
-        use_dora=preset.method in ("dora", "qdora"),
-        init_lora_weights=True if preset.init == "default" else preset.init,
-        **common,
-    )
+    import peft
 
-
-ADALORA_SCHEDULE: Final = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
-"""What peft needs to be told before the run's length is known; the callback replaces it."""
-ADALORA_SHARES: Final = {"tinit": 0.1, "tfinal": 0.3}
-"""Hold a tenth of the steps, move rank, leave the last three tenths alone (AdaLoRA, section 4.1 and its tables)."""
-
-
-def _prefix_config(preset: Preset) -> PeftConfig:
-    from peft import PrefixTuningConfig
-
-    # Not init_weights="zero": equal virtual tokens get equal gradients and stay one token for ever.
-    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=preset.virtual_tokens)
+    kind, given = adapter_arguments(preset)
+    return getattr(peft, kind)(**given)
 
 
 def quantization_config(preset: Preset) -> BitsAndBytesConfig | None:
-    """Return 4-bit NF4 with double quantisation (QLoRA, section 3), 8 bits, or None, as the method has it."""
+    """Return what the method holds the base in: 4-bit NF4, 8 bits, or None for its own precision."""
     if preset.bits is None:
         return None
-    import torch
     from transformers import BitsAndBytesConfig
 
-    if preset.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    compute = getattr(torch, fitted_to_this_machine(preset).dtype)
-    # FSDP shards packed weights only where they are stored in the dtype of everything else.
-    storage = {"bnb_4bit_quant_storage": compute} if preset.sharding == "fsdp" else {}
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        **storage,
-    )
+    return BitsAndBytesConfig(**quantisation_arguments(fitted_to_this_machine(preset)) or {})
 
 
 class LoraPlus:
@@ -130,12 +91,7 @@ def method_callbacks(preset: Preset) -> list[TrainerCallback]:
     """Return new callbacks that the method and the initialisation need."""
     from . import callbacks
 
-    found: list[TrainerCallback] = []
-    if preset.method == "adalora":
-        found.append(callbacks.AdaLoraCallback(**ADALORA_SHARES))
-    if init_facts(preset.init).changes_base:
-        found.append(callbacks.PlainAdapterCallback())
-    return found
+    return [getattr(callbacks, kind)(**given) for kind, given in callback_arguments(preset)]
 
 
 def model_kwargs(preset: Preset) -> dict[str, Any]:
@@ -183,30 +139,9 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         if name not in known:
             raise ConfigError(f"{name!r} is not a field of SFTConfig; {nearest(name, known)}")
     fitted = fitted_to_this_machine(preset)
-    settings: dict[str, Any] = {
-        "output_dir": output_dir,
-        "learning_rate": fitted.learning_rate,
-        "lr_scheduler_type": fitted.scheduler,
-        "warmup_steps": fitted.warmup_fraction,
-        "num_train_epochs": fitted.epochs,
-        "per_device_train_batch_size": fitted.micro_batch,
-        "per_device_eval_batch_size": fitted.micro_batch,
-        "gradient_accumulation_steps": fitted.accumulation,
-        "max_length": fitted.max_length,
-        "bf16": fitted.dtype == "bfloat16",
-        # 4-bit adapters are bfloat16 under TRL, which the float16 gradient scaler cannot scale.
-        "fp16": fitted.dtype == "float16" and fitted.bits is None,
-        "optim": "adamw_torch_fused" if fitted.optimizer != "paged_adamw_8bit" else fitted.optimizer,
-        "packing": fitted.packing,
-        "use_cpu": fitted.hardware.kind == "cpu",
-        checkpointing: fitted.activation_checkpointing,
-        f"{checkpointing}_kwargs": {"use_reentrant": fitted.reentrant},
-    }
+    settings = {"output_dir": output_dir, **training_arguments(fitted, checkpointing)}
     asked = overrides.get("gradient_checkpointing") or overrides.get("activation_checkpointing")
     check_features(METHOD_FACTS[fitted.method].features | ({"checkpointing"} if asked else set()))
-    if not fitted.model_is_loaded:
-        attention = {} if fitted.attention == "sdpa" else {"attn_implementation": fitted.attention}
-        settings["model_init_kwargs"] = {"dtype": fitted.dtype} | attention
     try:
         return SFTConfig(**(settings | overrides))
     except ValueError as error:

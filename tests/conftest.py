@@ -92,3 +92,16 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def hf_lora(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a fresh process."""
     return run_python("-m", "hf_lora_ext.cli", *map(str, arguments), **environment)
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Run the command line in this process; return its exit code, output and errors."""
+    from hf_lora_ext.cli import main
+
+    code = 0
+    try:
+        main([*map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

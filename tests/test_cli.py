@@ -6,20 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import hf_lora, write_jsonl
+from conftest import hf_lora, outcome, write_jsonl
 
-from hf_lora_ext.cli import VERBS, main
-
-
-def outcome(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """Run the command line in this process; return its exit code, output and errors."""
-    code = 0
-    try:
-        main([*map(str, arguments)])
-    except SystemExit as stop:
-        code = stop.code
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from hf_lora_ext.cli import VERBS
+from hf_lora_ext.errors import ConfigError
 
 
 @pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
@@ -28,6 +18,47 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str], verb: list[st
     assert code == 0
     assert "Example" in out
     assert f"hf-lora {verb[0] if verb else 'train'} " in out.partition("Example")[2]
+    assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
+def test_help_names_exit_codes(capsys: pytest.CaptureFixture[str], verb: list[str]):
+    assert "Exit code" in " ".join(outcome(capsys, *verb, "--help")[1].split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["plan"],
+        ["plan", "7B", "--gp", "24"],
+        ["plan", "7B", "--gpu", "much"],
+        ["preset", "7B", "--rank", "some"],
+        ["preset", "7B", "--json", "--emit", "python"],
+        ["train"],
+    ],
+)
+def test_a_command_that_is_misspelt_is_one_line_that_points_to_the_help(capsys, arguments: list[str]):
+    code, out, err = outcome(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("hf-lora: ")
+    assert "--help`" in err
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (ConfigError("no"), 2)])
+def test_exit_codes_say_how_it_ended(capsys, monkeypatch, raised, code):
+    def fail(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr("hf_lora_ext.cli.preset.preset", fail)
+    assert outcome(capsys, "preset", "7B")[0] == code
+
+
+def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
+    monkeypatch.setattr("hf_lora_ext.cli.preset.preset", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        outcome(capsys, "preset", "7B")
 
 
 def test_the_first_line_of_each_verbs_help_is_the_one_listed(capsys: pytest.CaptureFixture[str]):

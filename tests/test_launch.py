@@ -76,14 +76,14 @@ def test_the_workers_environment_has_the_sharding_that_we_wrote(method, tmp_path
     monkeypatch.setattr("accelerate.commands.launch.check_cuda_p2p_ib_support", lambda: True)
     args, *_ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(file), "train.py"]))
     environment = prepare_multi_gpu_env(args)
+    assert environment["FSDP_OFFLOAD_PARAMS"] == "false"  # it fits without
     assert (environment["FSDP_VERSION"], environment["FSDP_SHARDING_STRATEGY"]) == ("1", "FULL_SHARD")
     assert environment["FSDP_USE_ORIG_PARAMS"] == "false"
-    assert environment["FSDP_OFFLOAD_PARAMS"] == ("true" if method == "qlora" else "false")
     assert environment["FSDP_SYNC_MODULE_STATES"] == environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 
 
-def test_fsdp_qlora_is_as_peft_documents_it():
-    config = card(gpus=2, method="qlora", sharding="fsdp").accelerate_config()
+def test_fsdp_qlora_of_70b_on_two_cards_of_24_gib_is_as_peft_documents_it():
+    config = preset("70B", gpu_memory_gib=24, gpus=2).accelerate_config()
     assert config["mixed_precision"] == "no"
     documented = {
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_backward_prefetch": "BACKWARD_PRE",
@@ -92,6 +92,26 @@ def test_fsdp_qlora_is_as_peft_documents_it():
         "fsdp_sync_module_states": True, "fsdp_use_orig_params": False,
     }  # fmt: skip
     assert config["fsdp_config"] == documented | {"fsdp_version": 1}
+
+
+def test_a_preset_for_two_machines_plans_and_launches_over_the_devices_of_both(tmp_path):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    alone, both = preset("70B", gpu_memory_gib=80, gpus=2), preset("70B", gpu_memory_gib=80, gpus=2, machines=2)
+    assert (alone.hardware.devices, both.hardware.devices, both.hardware.devices_each) == (2, 4, 2)
+    assert both.found.plan.devices == 4
+    assert both.accumulation * both.micro_batch * 4 == alone.accumulation * alone.micro_batch * 2 == 16
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(both.accelerate_yaml(main_process_ip="10.0.0.1"), encoding="utf8")
+    command = ["--config_file", str(file), "--machine_rank", "1", "train.py"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(command))
+    assert (args.num_processes, args.num_machines, args.machine_rank, args.main_process_ip) == (4, 2, 1, "10.0.0.1")
+
+
+def test_fsdp_shards_over_the_devices_of_all_machines():
+    one, two = (preset("70B", gpu_memory_gib=40, gpus=4, machines=m, method="lora", sharding="fsdp") for m in (1, 2))
+    assert two.found.estimate.weights < one.found.estimate.weights or one.offload
+    assert two.accelerate_config(main_process_ip="h")["num_processes"] == 8
 
 
 @given(

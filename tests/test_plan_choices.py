@@ -8,12 +8,14 @@ from hf_lora_ext import ConfigError, preset
 from hf_lora_ext.choices import LoraWishes
 from hf_lora_ext.hardware import Hardware
 from hf_lora_ext.memory import estimate_memory
-from hf_lora_ext.plan_choices import plan_preset
+from hf_lora_ext.methods import METHOD_FACTS, METHODS
+from hf_lora_ext.plan_choices import PlanRequest
 from hf_lora_ext.run_choices import RunWishes
 from hf_lora_ext.sizes import ModelShape
 
 GIB = 2**30
 LLAMA_2 = "meta-llama/Llama-2-7b-hf"
+PLANNED = [None, *(method for method in METHODS if method != "prefix")]
 
 
 def test_a_preset_for_a_card_fits_it_and_says_what_it_gave_up():
@@ -23,11 +25,12 @@ def test_a_preset_for_a_card_fits_it_and_says_what_it_gave_up():
     why = next(choice.why for choice in p.choices if choice.name == "memory_gib")
     assert "of 24 GiB" in why
     assert "gave up" in why
+    assert "GiB of host memory" in why
 
 
 def test_without_a_named_method_a_small_card_gets_four_bits_and_with_one_it_stays():
     assert preset("7B", gpu_memory_gib=10).method == "qlora"
-    with pytest.raises(ConfigError, match=r"10 GiB is there; what would fit: cards of 24 GiB"):
+    with pytest.raises(ConfigError, match=r"10 GiB is there; what would fit: method qlora .* a card of 24 GiB"):
         preset("7B", method="lora", gpu_memory_gib=10)
 
 
@@ -37,42 +40,82 @@ def test_seventy_billion_on_two_cards_is_fsdp_qlora_as_peft_documents_it():
     assert p.accelerate_config()["fsdp_config"]["fsdp_offload_params"] is True
 
 
-def test_what_fits_nowhere_is_refused_before_anything_is_built():
-    with pytest.raises(ConfigError, match=r"training needs .* GiB on each device .* what would fit: .*host memory"):
-        preset("70B", gpu_memory_gib=16)
+def test_a_method_named_or_found_by_the_planner_is_the_same_preset():
+    found, named = preset("70B", gpu_memory_gib=24, gpus=2), preset("70B", gpu_memory_gib=24, gpus=2, method="qlora")
+    assert found.found.plan == named.found.plan
+    assert found.found.estimate == named.found.estimate
 
 
-def test_a_fixed_sharding_stays():
-    assert preset("7B", gpu_memory_gib=80, gpus=4, sharding="zero3").sharding == "zero3"
+def test_a_fixed_sharding_stays_and_is_said_to_be_the_user_s():
+    p = preset("7B", gpu_memory_gib=80, gpus=4, sharding="zero3")
+    assert p.sharding == "zero3"
+    assert next(c.source for c in p.choices if c.name == "sharding") == "sharding="
     assert preset("7B", gpu_memory_gib=80, gpus=4).sharding == "ddp"
+    alone = preset("7B", gpu_memory_gib=80, gpus=4, sharding="none")
+    assert (alone.sharding, alone.hardware.devices, alone.accelerate_config()["num_processes"]) == ("none", 1, 1)
+
+
+@pytest.mark.parametrize(("method", "given"), [("adalora", {}), ("lora", {"init": "pissa"}), ("qlora8", {})])
+def test_only_ways_to_share_are_planned_that_the_method_works_with(method, given):
+    """Sharded, these would fit two small cards, but they cannot be sharded."""
+    with pytest.raises(ConfigError, match="what would fit"):
+        preset("13B", method=method, gpu_memory_gib=12, gpus=2, **given)
+    assert preset("7B", method=method, gpu_memory_gib=80, gpus=2, **given).sharding == "ddp"
+
+
+def test_packed_weights_under_zero3_are_loaded_whole_on_each_device():
+    packed, plain = (
+        PlanRequest(shape=ModelShape(parameters=7 * 10**9, source="test"), method=m, run=RunWishes(sharding="zero3"))
+        for m in ("qlora", "lora")
+    )
+    hardware = Hardware(kind="cuda", devices=4, memory_gib=80, has_bfloat16=True)
+    assert [plan.loads_whole for plan in packed.wishes(hardware)] == [True]
+    assert [plan.loads_whole for plan in plain.wishes(hardware)] == [False]
 
 
 def test_a_prefix_and_an_unknown_memory_are_not_planned():
-    shape = ModelShape(parameters=7 * 10**9, source="test")
-    card = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True)
-    assert plan_preset(shape, card, "prefix", LoraWishes(), RunWishes()) is None
-    assert plan_preset(shape, Hardware(kind="cuda"), None, LoraWishes(), RunWishes()) is None
-    assert plan_preset(shape, Hardware(kind="cpu"), None, LoraWishes(), RunWishes()) is None
     assert preset("7B", method="prefix", gpu_memory_gib=24).memory_gib is None
+    assert preset("7B", gpus=2).memory_gib is None
+    assert preset("7B", gpus=2).found is None
 
 
 sizes = st.integers(10**8, 10**11)
-methods = st.sampled_from([None, "lora", "qlora", "dora"])
+wishes = st.fixed_dictionaries(
+    {},
+    optional={
+        "rank": st.integers(1, 256),
+        "dropout": st.sampled_from([0.0, 0.1]),
+        "targets": st.just(["q_proj", "v_proj"]),
+        "optimizer": st.sampled_from(["adamw", "paged_adamw_8bit", "loraplus"]),
+        "attention": st.sampled_from(["sdpa", "eager", "flash_attention_2"]),
+        "sharding": st.sampled_from(["ddp", "fsdp", "zero3"]),
+        "max_length": st.integers(16, 8192),
+        "host_gib": st.integers(8, 1024),
+        "machines": st.integers(1, 3),
+    },
+)
 
 
-@given(sizes, st.integers(4, 192), st.integers(1, 8), methods)
-@settings(deadline=None, max_examples=60)
-def test_whatever_is_planned_fits(parameters, memory, devices, method):
-    shape = ModelShape(parameters=parameters, source="test")
-    card = Hardware(kind="cuda", memory_gib=memory, devices=devices, has_bfloat16=True)
+@given(sizes, st.integers(4, 192), st.integers(1, 8), st.sampled_from(PLANNED), wishes)
+@settings(deadline=None, max_examples=50)
+def test_a_preset_s_values_are_those_of_the_plan_that_fits(parameters, memory, devices, method, given_):
     try:
-        found = plan_preset(shape, card, method, LoraWishes(), RunWishes())
+        p = preset(f"{parameters}K".replace("000K", "M"), method=method, gpu_memory_gib=memory, gpus=devices, **given_)
     except ConfigError:
-        return  # what is refused is tested above
-    assert estimate_memory(shape, found.plan).needed <= memory * GIB
-    assert found.plan.devices == devices
-    assert method is None or (found.plan.base == "nf4") == (method == "qlora")
-    assert 1 <= found.plan.micro_batch * found.plan.accumulation * devices <= max(16, devices)
+        return  # what is refused is tested elsewhere
+    plan = p.found.plan
+    assert estimate_memory(p.shape, plan).needed <= memory * GIB
+    assert (plan.micro_batch, plan.accumulation, plan.sequence) == (p.micro_batch, p.accumulation, p.max_length)
+    assert (plan.checkpointing, plan.offload) == (p.activation_checkpointing, p.offload and plan.devices > 1)
+    assert plan.devices == p.hardware.devices
+    assert plan.devices == 1 or plan.sharding == p.sharding
+    assert plan.adapter == p.adapter_dtype
+    assert (plan.optimizer == "paged_adamw_8bit") == (p.optimizer == "paged_adamw_8bit")
+    assert plan.dropout == (p.dropout > 0)
+    bits = METHOD_FACTS[p.method].bits
+    assert plan.base == {None: p.dtype, 4: "nf4", 8: "int8"}[bits]
+    assert method in (None, p.method)
+    assert p.memory_gib == round(p.found.estimate.needed / GIB, 1)
 
 
 def test_a_lora_config_of_the_users_own_is_planned_with_its_rank_and_targets():
@@ -80,5 +123,30 @@ def test_a_lora_config_of_the_users_own_is_planned_with_its_rank_and_targets():
 
     narrow = preset(LLAMA_2, lora_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), gpu_memory_gib=24)
     wide = preset(LLAMA_2, lora_config=LoraConfig(r=512, target_modules="all-linear"), gpu_memory_gib=48)
+    magnitudes = preset(LLAMA_2, lora_config=LoraConfig(r=8, use_dora=True), gpu_memory_gib=48)
     assert narrow.memory_gib <= 24
     assert wide.memory_gib > preset(LLAMA_2, gpu_memory_gib=24).memory_gib
+    assert magnitudes.found.plan.method == "dora"
+
+
+def test_a_longer_sequence_is_what_is_planned_trained_and_explained():
+    p = preset("7B", gpu_memory_gib=24, max_length=4096)
+    assert (p.max_length, p.found.plan.sequence) == (4096, 4096)
+    assert preset("7B", max_length=64).max_length == 64
+    with pytest.raises(ConfigError, match="max_length=0 must be a whole number from 1"):
+        preset("7B", max_length=0)
+
+
+def test_an_advised_rank_is_what_is_planned():
+    p = preset("7B", rank="auto", task="code", examples=50_000, tokens=10**8, gpu_memory_gib=80)
+    assert p.found.plan.rank == p.rank != preset("7B", gpu_memory_gib=80).rank
+
+
+def test_wishes_that_work_with_no_sharding_leave_no_plan():
+    request = PlanRequest(
+        shape=ModelShape(parameters=7 * 10**9, source="test"),
+        method="adalora",
+        adapter=LoraWishes(rank=8),
+        run=RunWishes(sharding="fsdp"),
+    )
+    assert request.wishes(Hardware(kind="cuda", devices=2, memory_gib=80, has_bfloat16=True)) == ()

@@ -1,6 +1,7 @@
 """The `hf-lora` command: one file a verb, each loaded only when it is called.
 
-Exit codes: 0 done; 2 something given was wrong, said in one message; 130 interrupted; 1 a bug, with its traceback.
+Exit codes: 0 done; 2 something given was wrong, or nothing fits, said in one message; 130 interrupted; 1 a bug, with
+its traceback.
 """
 
 import sys
@@ -12,10 +13,22 @@ import click
 __all__ = ["main"]
 
 VERBS: Final = {
+    "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
 }
 """Verb → the first line of its help, so that `hf-lora --help` loads no verb."""
+
+
+EPILOG: Final = """
+\b
+Examples:
+  hf-lora preset 7B --gpu 24
+  hf-lora plan 70B --gpu 24 --gpus 2
+  hf-lora train recipes/quickstart.yaml
+
+Exit codes: 0 done; 2 something given was wrong, or nothing fits; 130 interrupted; 1 a bug.
+"""
 
 
 class _Verbs(click.Group):
@@ -38,7 +51,7 @@ class _Verbs(click.Group):
 @click.command(
     cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Example: hf-lora train recipes/quickstart.yaml",
+    epilog=EPILOG,
 )
 @click.version_option(package_name="hf_lora_ext", prog_name="hf-lora")
 def _group() -> None:
@@ -54,11 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        command = getattr(getattr(error, "ctx", None), "command_path", "hf-lora")
+        click.echo(f"hf-lora: {error.format_message().rstrip('.')}; see `{command} --help`", err=True)
         sys.exit(2)
     except LoraExtError as error:
         click.echo(f"hf-lora: {error}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("hf-lora: interrupted; the same command goes on from the last checkpoint", err=True)
+        click.echo("hf-lora: interrupted; `hf-lora train` called again goes on from the last checkpoint", err=True)
         sys.exit(130)

@@ -29,7 +29,8 @@ Examples:
   hf-lora train recipes/quickstart.yaml data.source=mine.jsonl output_dir=out/mine
   hf-lora train recipes/quickstart.yaml training.max_steps=20 seed=1 --json
 
-The same command goes on where a killed run stopped, and says what is there when the run is finished.
+The same command goes on where a killed run stopped, and says what is there when the run is finished. Exit code 2:
+something given was wrong, or the disk is full; 130: interrupted.
 """
 
 
