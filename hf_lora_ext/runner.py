@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .base_models import BaseModel, find_base_model
 from .cards import render_card
+from .configuration import Preset
 from .data import Examples, load_examples
 from .errors import ConfigError
 from .facts import Facts, read_facts, redact, write_text_atomically
 from .machine import private_folders
-from .presets import Preset, preset
+from .presets import preset
 from .recipe import Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
     from .base_models import BaseModel
+    from .configuration import Preset
     from .data import Examples
-    from .presets import Preset
 
 __all__ = [
     "adapter_config",

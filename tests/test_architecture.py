@@ -15,7 +15,7 @@ LAYERS = {
     "errors": 0, "sizes": 0, "blocks": 0, "decoders": 0, "older_families": 0, "families": 0,
     "hardware": 0, "choices": 0,
     "plans": 0, "anatomy": 0, "activations": 0, "memory": 0, "fitting": 0, "plan_choices": 0, "popular_models": 0,
-    "presets": 0, "explanation": 0, "recipe": 0, "facts": 0, "cards": 0,
+    "configuration": 0, "presets": 0, "explanation": 0, "recipe": 0, "facts": 0, "cards": 0,
     "resources": 0, "strict_yaml": 0, "rank_schedule": 0,
     "methods": 0, "decisions": 0, "run_choices": 0, "launch": 0, "advice": 0,
     "orthogonality": 1,
@@ -37,7 +37,7 @@ THIRD_PARTY = {
 # (module, what it imports inside a function) → why the rule is bent there. Layers 3 to 5 import libraries late
 # so that a preset or a help text stays instant; that needs no entry, but importing *upward* always does.
 LATE = {
-    ("presets", "training"): "Preset's properties build library objects on demand",
+    ("configuration", "training"): "Preset's properties build library objects on demand",
     ("presets", "base_models"): "preset() gathers before it decides",
     ("presets", "machine"): "preset() gathers before it decides",
     ("strict_yaml", "yaml"): "0.03 s that a preset does not need",
