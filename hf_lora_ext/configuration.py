@@ -43,6 +43,12 @@ class Preset:
     """Dropout on the adapter's input."""
     targets: str | tuple[str, ...]
     """Module names that get an adapter, or `all-linear`."""
+    experts: tuple[str, ...]
+    """Expert parameters that get an adapter each; empty where they stay frozen."""
+    expert_rank: int
+    """LoRA rank of every expert; 0 without."""
+    new_tokens: tuple[int, ...]
+    """Tokens whose rows of embedding and head train."""
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the base weights and of the matrix products."""
     init: str

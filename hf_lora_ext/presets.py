@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from .choices import UNPLANNED, LoraWishes, Method, all_choices, check_wishes
+from .choices import UNPLANNED, Method, all_choices
 from .configuration import Preset
 from .errors import ConfigError
 from .hardware import Hardware, declared_hardware
 from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
+from .wishes import LoraWishes, check_wishes, wish_features
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -34,6 +35,8 @@ def preset(
     alpha: int | None = None,
     dropout: float | None = None,
     targets: str | Sequence[str] | None = None,
+    experts: bool | None = None,
+    new_tokens: Sequence[int] | None = None,
     lora_config: LoraConfig | None = None,
     task: Task | None = None,
     examples: int | None = None,
@@ -61,7 +64,10 @@ def preset(
         alpha: Overrides alpha = 2 x rank.
         dropout: Overrides the adapter's dropout, from 0 up to 1.
         targets: Overrides the adapted modules: `"all-linear"` or module names.
-        lora_config: Your own `peft.LoraConfig`; excludes the four above.
+        experts: Whether the experts of a mixture get an adapter each, of the rank divided by the experts a token
+            meets; they stay frozen by default.
+        new_tokens: Ids of tokens that you added to tokenizer and model; only their rows of embedding and head train.
+        lora_config: Your own `peft.LoraConfig`; excludes the six above.
         task: What is learned: `"style"`, `"classification"`, `"chat"`, `"code"` or `"domain"`.
         examples: Training examples.
         tokens: Training tokens that the loss counts.
@@ -86,19 +92,24 @@ def preset(
         owner = "method prefix" if method == "prefix" else "lora_config"
         raise ConfigError(f"{owner} leaves no rank to choose; leave rank='auto' out")
     wishes = LoraWishes(
-        rank=None if rank == "auto" else rank, alpha=alpha, dropout=dropout, targets=_as_targets(targets)
+        rank=None if rank == "auto" else rank,
+        alpha=alpha,
+        dropout=dropout,
+        targets=_as_tuple(targets),
+        experts=experts,
+        new_tokens=_as_tuple(new_tokens),
     )
     run = RunWishes(init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding)
     check_wishes(method or "lora", wishes, lora_config)
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus)
-    check_run(method or "lora", run, hardware, lora_config)
+    check_run(method or "lora", run, hardware, lora_config, wish_features(wishes))
     shape, model_id = find_shape(model)
     advice = _advice(shape, task, examples, tokens) if asks else None
     found = _found_plan(shape, hardware, method, wishes, run, lora_config, advice)
     if found is not None:
         method = method or ("qlora" if found.plan.base == "nf4" else "lora")
         run = replace(run, sharding=run.sharding or found.sharding)
-        check_run(method, run, hardware, lora_config)
+        check_run(method, run, hardware, lora_config, wish_features(wishes))
     decided = decide(
         shape,
         hardware,
@@ -122,8 +133,8 @@ def _found_plan(
     lora_config: LoraConfig | None,
     advice: Advice | None,
 ) -> Fit | None:
-    """Ask the planner where there is a GPU of known memory; it is loaded only then."""
-    if hardware.kind != "cuda" or hardware.memory_gib is None or method == "prefix":
+    """Ask the planner where there is a GPU of known memory and it knows the adapter; it is loaded only then."""
+    if hardware.kind != "cuda" or hardware.memory_gib is None or method == "prefix" or wishes.experts:
         return None
     from .plan_choices import plan_preset
 
@@ -149,8 +160,8 @@ def _check_question(rank: Any, task: str | None, examples: int | None, tokens: i
         check_question(task, examples, tokens)
 
 
-def _as_targets(targets: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
-    return targets if targets is None or isinstance(targets, str) else tuple(targets)
+def _as_tuple(given: Any) -> Any:
+    return given if given is None or isinstance(given, str) else tuple(given)
 
 
 def decide(

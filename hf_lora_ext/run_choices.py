@@ -82,8 +82,21 @@ def run_features(
     return frozenset(found) | (config_features(lora_config) if lora_config is not None else frozenset())
 
 
-def check_run(method: str, run: RunWishes, hardware: Hardware | None = None, lora_config: Any = None) -> None:
+def check_run(
+    method: str,
+    run: RunWishes,
+    hardware: Hardware | None = None,
+    lora_config: Any = None,
+    also: frozenset[str] = frozenset(),
+) -> None:
     """Raise for the first wish about the run that cannot be right, alone or with the others.
+
+    Args:
+        method: The method.
+        run: The wishes.
+        hardware: The devices, which may imply sharding.
+        lora_config: The user's own LoraConfig.
+        also: Further features of the adapter, from `choices.wish_features`.
 
     Raises:
         ConfigError: With what was found, what is needed, and how to fix it.
@@ -98,7 +111,7 @@ def check_run(method: str, run: RunWishes, hardware: Hardware | None = None, lor
             "packing needs an attention that keeps examples apart; set attention=flash_attention_2 (a package of "
             "its own), or leave packing out"
         )
-    check_features(run_features(method, run, hardware, lora_config))  # type: ignore[arg-type]  # checked above
+    check_features(also | run_features(method, run, hardware, lora_config))  # type: ignore[arg-type]  # checked above
 
 
 def run_choices(shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes, rank: int) -> tuple[Choice, ...]:

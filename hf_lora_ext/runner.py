@@ -21,6 +21,7 @@ from .machine import private_folders
 from .presets import preset
 from .recipe import Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from .targets import adapter_parameters
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -79,6 +80,8 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
         alpha=recipe.alpha,
         dropout=recipe.dropout,
         targets=targets,
+        experts=recipe.experts,
+        new_tokens=recipe.new_tokens,
         task=recipe.task,
         examples=examples if recipe.rank == "auto" else None,
         init=recipe.init,
@@ -90,7 +93,8 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
 
 def _disk_needed(chosen: Preset) -> int:
     """Return the bytes a run writes: adapter, and two or three checkpoints with Adam's two moments, in float32."""
-    parameters = chosen.shape.lora_parameters(chosen.rank) or chosen.shape.parameters // 50
+    adapted = adapter_parameters(chosen.shape, chosen.rank, chosen.targets, chosen.experts, chosen.expert_rank)
+    parameters = adapted or chosen.shape.parameters // 50
     return 4 * parameters * (1 + 3 * 3) + 64 * 2**20
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from .choices import dtype_for, starting_rank
 from .errors import ConfigError, nearest
 from .methods import METHOD_FACTS, check_features, init_facts
 from .run_choices import LORAPLUS_RATIO
+from .targets import token_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +54,7 @@ def adapter_config(preset: Preset) -> PeftConfig:
         "lora_alpha": preset.alpha,
         "lora_dropout": preset.dropout,
         "target_modules": preset.targets if isinstance(preset.targets, str) else list(preset.targets),
+        "trainable_token_indices": token_layers(preset.shape, preset.new_tokens),
     }
     if preset.method == "adalora":
         return AdaLoraConfig(init_r=starting_rank(preset.rank), target_r=preset.rank, **ADALORA_SCHEDULE, **common)
@@ -60,8 +63,24 @@ def adapter_config(preset: Preset) -> PeftConfig:
         use_rslora=preset.method == "rslora",
         use_dora=preset.method in ("dora", "qdora"),
         init_lora_weights=True if preset.init == "default" else preset.init,
+        **_expert_settings(preset),
         **common,
     )
+
+
+def _expert_settings(preset: Preset) -> dict[str, Any]:
+    """Return what peft takes for experts: their names, and a rank and alpha of their own at the same scale."""
+    if not preset.experts:
+        return {}
+    stacked = {weights.name for weights in preset.shape.expert_weights}
+    patterns = [re.escape(name) for name in preset.experts if name in stacked]
+    # rsLoRA's alpha is the same at every rank; elsewhere the scale alpha / rank is kept.
+    alpha = preset.alpha if preset.method == "rslora" else preset.alpha * preset.expert_rank / preset.rank
+    return {
+        "target_parameters": list(preset.experts),
+        "rank_pattern": dict.fromkeys(patterns, preset.expert_rank),
+        "alpha_pattern": dict.fromkeys(patterns, int(alpha) if alpha == int(alpha) else alpha),
+    }
 
 
 ADALORA_SCHEDULE: Final = {"total_step": 1000, "tinit": 100, "tfinal": 300, "deltaT": 10}
