@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft.utils.other import TrainableTokensWrapper
+
 from .errors import AdapterError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "describe_quantization",
     "save_adapter",
     "save_initial_adapter",
+    "show_head_bias_",
 ]
 
 
@@ -87,6 +90,25 @@ def _as_plain_lora(model: PeftModel) -> Iterator[None]:
         yield
     finally:
         config.init_lora_weights = own
+
+
+def show_head_bias_(model: Any) -> None:
+    """Let a head whose token rows train answer that it has no bias, as TRL's loss asks it.
+
+    peft passes the wrapped head's `weight` on and nothing else, and its own forward leaves a bias out.
+
+    Raises:
+        AdapterError: If the head has a bias.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, TrainableTokensWrapper):
+        return
+    if head.original_module.bias is not None:
+        raise AdapterError(
+            "the output head has a bias, which peft drops once rows of the head train; leave new_tokens out, or train "
+            "the whole head (modules_to_save in a LoraConfig)"
+        )
+    head.bias = None
 
 
 def adapter_bytes(folder: Path) -> int:

@@ -79,7 +79,7 @@ def experts_choices(shape: ModelShape, wished: bool | None, rank: int, bits: int
     elif hidden:
         why += "; and the dense and shared MLPs, which peft reaches only so"
         names = (*names, *(f"{layer.path}.weight" for layer in hidden))
-    per_token = f"{rank} / {shape.experts_per_token} experts a token, so that a token meets as many parameters"
+    per_token = f"{rank} / {shape.experts_per_token} experts a token; in force, though peft 0.21 warns it is ignored"
     return (
         Choice(name="experts", value=tuple(sorted(names)), why=why, source="peft's target_parameters"),
         Choice(name="expert_rank", value=expert_rank, why=per_token, source=WITHOUT_REGRET),

@@ -146,7 +146,7 @@ def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict
 
 
 def method_callbacks(preset: Preset) -> list[TrainerCallback]:
-    """Return new callbacks that the method and the initialisation need."""
+    """Return new callbacks that the method, the initialisation and new tokens need."""
     from . import callbacks
 
     found: list[TrainerCallback] = []
@@ -154,6 +154,8 @@ def method_callbacks(preset: Preset) -> list[TrainerCallback]:
         found.append(callbacks.AdaLoraCallback(**ADALORA_SHARES))
     if init_facts(preset.init).changes_base:
         found.append(callbacks.PlainAdapterCallback())
+    if preset.new_tokens:
+        found.append(callbacks.NewTokensCallback())
     return found
 
 
