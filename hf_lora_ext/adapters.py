@@ -19,6 +19,7 @@ __all__ = [
     "adapter_bytes",
     "describe_adapter",
     "describe_quantization",
+    "load_in_own_precision_",
     "save_adapter",
     "save_initial_adapter",
     "show_head_bias_",
@@ -90,6 +91,20 @@ def _as_plain_lora(model: PeftModel) -> Iterator[None]:
         yield
     finally:
         config.init_lora_weights = own
+
+
+def load_in_own_precision_(model: PeftModel) -> None:
+    """Let a loaded checkpoint keep the precision that the adapter trains in.
+
+    The trainer resumes, and loads its best checkpoint, through the model's `load_adapter`, which casts 16-bit factors
+    to float32: what trl had cast to bfloat16 for a quantised base would go on in another precision.
+    """
+    own = model.load_adapter
+
+    def load_adapter(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **{"autocast_adapter_dtype": False} | kwargs)
+
+    model.load_adapter = load_adapter
 
 
 def show_head_bias_(model: Any) -> None:

@@ -60,7 +60,7 @@ def all_choices(
     return (
         *adapter,
         *_precision(method, hardware),
-        *run_choices(shape, hardware, method, run, rank=adapter[0].value),
+        *run_choices(shape, hardware, method, run, adapter[0].value, lora_config),
         *_optimisation(shape, method, run),
         *_batch(shape, hardware, method),
     )

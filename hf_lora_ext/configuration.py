@@ -147,7 +147,7 @@ class Preset:
         return optimizer_cls_and_kwargs(self, args)
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return new trainer callbacks that the method and the initialisation need; often none."""
+        """Return new trainer callbacks that method, initialisation and new tokens need; none for plain LoRA."""
         from .training import method_callbacks
 
         return method_callbacks(self)

@@ -114,6 +114,8 @@ class Init:
 
     changes_base: bool = False
     """Whether it takes its part out of the base, so that the adapter belongs to the changed base."""
+    by_callback: bool = False
+    """Whether `Preset.callbacks` gives it when training begins; for peft the adapter starts by default."""
     refusal: str = ""
     """Why a configuration alone cannot do it, and how to do it by hand; empty where it can."""
     why: str
@@ -134,17 +136,14 @@ INITS: Final[Mapping[str, Init]] = {
     "olora": Init(changes_base=True, why="orthonormal factors by QR of the base", source="OLoRA, arXiv 2406.01775"),
     "mica": Init(why="B frozen on the base's least singular directions", source="MiCA, arXiv 2604.01694"),
     "loftq": Init(
-        why="makes up for quantisation",
+        by_callback=True,
+        why="makes up for the quantisation of the base, which stays as it is",
         source="LoftQ, arXiv 2310.08659",
-        refusal="needs the unquantised weights beside the 4-bit base; use method qlora without init, then call "
-        "peft.replace_lora_weights_loftq(trainer.model, model_path=...) before trainer.train()",
     ),
     "eva": Init(
-        why="the activations' leading directions",
+        by_callback=True,
+        why="A along the leading directions of the layer's inputs, on your data; ranks stay equal",
         source="EVA, arXiv 2410.07170",
-        refusal=f"needs data, without which peft silently starts it as plain LoRA; {_WRAP_FIRST}: "
-        "get_peft_model(model, LoraConfig(init_lora_weights='eva', ...)), then "
-        "peft.initialize_lora_eva_weights(model, dataloader)",
     ),
     "corda": Init(
         why="directions weighted by the inputs' covariance",
@@ -199,7 +198,9 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
            "peft refuses the pair", "init default"),
     *_each(_ALL_INITS, "prefix", "a prefix has no factors to initialise", "leave init out"),
     *_each(_ALL_INITS, "adalora", "AdaLoRA has its own start, P Λ Q with Λ = 0", "leave init out"),
-    Conflict("init eva", "rslora", "peft rescales alpha for alpha / rank, not alpha / sqrt(rank)", "method lora"),
+    Conflict("init loftq", "lora", "nothing is quantised that it could make up for", "method qlora"),
+    Conflict("init loftq", "rslora", "nothing is quantised that it could make up for", "method qlora"),
+    Conflict("init loftq", "dora", "DoRA measures its magnitudes before it starts", "method qlora"),
     Conflict("init mica", "loraplus", "MiCA freezes B, whose rate LoRA+ raises", "the adamw optimizer"),
     Conflict("prefix", "loraplus", "a prefix has no factors A and B", "the adamw optimizer"),
     Conflict("adalora", "loraplus", "LoRA+ sets its ratio for B A, AdaLoRA trains P Λ Q", "the adamw optimizer"),
@@ -209,8 +210,9 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
     Conflict("zero3", "paged", "DeepSpeed shards the optimizer's state itself", "optimizer adamw"),
     *_each(("fsdp", "zero3"), "adalora", "AdaLoRA ranks whole gradients, which sharding splits", "sharding ddp"),
     *_each(("fsdp", "zero3"), "prefix", "nobody has run it", "sharding ddp"),
-    *(row for name in ("init pissa", "init olora", "init mica")
+    *(row for name in ("init pissa", "init olora", "init mica", "init loftq")
       for row in _each(("fsdp", "zero3"), name, "its SVD needs whole weights on each rank", "sharding ddp")),
+    *_each(("fsdp", "zero3"), "init eva", "it writes whole factors on each rank", "sharding ddp"),
     Conflict("zero3", "dora", "the norm of a sharded weight is not the weight's", "sharding ddp or fsdp"),
 )  # fmt: skip
 

@@ -71,7 +71,8 @@ def preset(
         task: What is learned: `"style"`, `"classification"`, `"chat"`, `"code"` or `"domain"`.
         examples: Training examples.
         tokens: Training tokens that the loss counts.
-        init: How the factors start: `"default"`, `"gaussian"`, `"orthogonal"`, `"pissa"`, `"olora"`, `"mica"`.
+        init: How the factors start: `"default"`, `"gaussian"`, `"orthogonal"`, `"pissa"`, `"olora"`, `"mica"`;
+            `"eva"` and `"loftq"` from data and weights, by `Preset.callbacks`.
         optimizer: `"adamw"`, `"paged_adamw_8bit"`, or `"loraplus"` (see `Preset.optimizer_cls_and_kwargs`).
         attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package and allow packing.
         packing: Whether several examples share a row; on by default where the attention keeps them apart.

@@ -101,7 +101,9 @@ def check_run(
     Raises:
         ConfigError: With what was found, what is needed, and how to fix it.
     """
-    check_method(method, run.init or "default")
+    if lora_config is not None and run.init is not None:
+        raise ConfigError("init and lora_config were both given; set init_lora_weights inside the LoraConfig instead")
+    check_method(method, _init_name(run, lora_config))
     for name, known in (("optimizer", OPTIMIZERS), ("attention", ATTENTIONS), ("sharding", SHARDINGS)):
         value = getattr(run, name)
         if value is not None and value not in known:
@@ -114,10 +116,18 @@ def check_run(
     check_features(also | run_features(method, run, hardware, lora_config))  # type: ignore[arg-type]  # checked above
 
 
-def run_choices(shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes, rank: int) -> tuple[Choice, ...]:
+def _init_name(run: RunWishes, lora_config: Any = None) -> str:
+    """Return the initialisation's name, which a LoraConfig of the user's own settles; peft's True is `default`."""
+    own = getattr(lora_config, "init_lora_weights", None)
+    return own if isinstance(own, str) else run.init or "default"
+
+
+def run_choices(
+    shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes, rank: int, lora_config: Any = None
+) -> tuple[Choice, ...]:
     """Return the choices that this module makes."""
     return (
-        _init(method, run),
+        _init(method, _init_name(run, lora_config)),
         _virtual_tokens(method),
         _adapter_dtype(method, hardware, run),
         _optimizer(shape, hardware, method, run, rank),
@@ -126,12 +136,13 @@ def run_choices(shape: ModelShape, hardware: Hardware, method: Method, run: RunW
     )
 
 
-def _init(method: Method, run: RunWishes) -> Choice:
+def _init(method: Method, init: str) -> Choice:
     if METHOD_FACTS[method].adapter != "lora":
         return Choice(name="init", value="default", why="the method's own start", source=METHOD_FACTS[method].source)
-    facts = init_facts(run.init or "default")
-    moved = "; saved also as plain LoRA of twice the rank" if facts.changes_base else ""
-    return Choice(name="init", value=run.init or "default", why=facts.why + moved, source=facts.source)
+    facts = init_facts(init)
+    more = "; saved also as plain LoRA of twice the rank" if facts.changes_base else ""
+    more = "; needs the preset's callbacks" if facts.by_callback else more
+    return Choice(name="init", value=init, why=facts.why + more, source=facts.source)
 
 
 def _virtual_tokens(method: Method) -> Choice:

@@ -46,7 +46,10 @@ def adapter_config(preset: Preset) -> PeftConfig:
     from peft import AdaLoraConfig, LoraConfig
 
     if preset.own_lora_config is not None:
-        return copy.deepcopy(preset.own_lora_config)
+        own = copy.deepcopy(preset.own_lora_config)
+        if init_facts(preset.init).by_callback:
+            own.init_lora_weights = True
+        return own
     if preset.method == "prefix":
         return _prefix_config(preset)
     common: dict[str, Any] = {
@@ -62,7 +65,7 @@ def adapter_config(preset: Preset) -> PeftConfig:
         r=preset.rank,
         use_rslora=preset.method == "rslora",
         use_dora=preset.method in ("dora", "qdora"),
-        init_lora_weights=True if preset.init == "default" else preset.init,
+        init_lora_weights=True if preset.init == "default" or init_facts(preset.init).by_callback else preset.init,
         **_expert_settings(preset),
         **common,
     )
@@ -146,7 +149,7 @@ def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict
 
 
 def method_callbacks(preset: Preset) -> list[TrainerCallback]:
-    """Return new callbacks that the method, the initialisation and new tokens need."""
+    """Return new callbacks that method, initialisation and new tokens need."""
     from . import callbacks
 
     found: list[TrainerCallback] = []
@@ -154,9 +157,21 @@ def method_callbacks(preset: Preset) -> list[TrainerCallback]:
         found.append(callbacks.AdaLoraCallback(**ADALORA_SHARES))
     if init_facts(preset.init).changes_base:
         found.append(callbacks.PlainAdapterCallback())
+    if preset.bits is not None:
+        found.append(callbacks.AdapterPrecisionCallback())
+    if preset.init == "eva":
+        found.append(callbacks.EvaCallback())
+    if preset.init == "loftq":
+        found.append(callbacks.LoftqCallback(_weights_of(preset)))
     if preset.new_tokens:
         found.append(callbacks.NewTokensCallback())
     return found
+
+
+def _weights_of(preset: Preset) -> str:
+    if preset.model_id is None:
+        raise ConfigError("init loftq reads the unquantised weights; make the preset for a model's folder or Hub id")
+    return preset.model_id
 
 
 def model_kwargs(preset: Preset) -> dict[str, Any]:
