@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -19,6 +20,7 @@ __all__ = [
     "adapter_bytes",
     "describe_adapter",
     "describe_quantization",
+    "describe_saved",
     "load_in_own_precision_",
     "save_adapter",
     "save_initial_adapter",
@@ -36,16 +38,34 @@ def describe_adapter(model: PeftModel) -> dict[str, Any]:
     configs = getattr(model, "peft_config", None)
     if not configs or name not in configs:
         raise AdapterError(f"{type(model).__name__} carries no PEFT adapter; wrap it with peft.get_peft_model first")
-    config = _plain(configs[name].to_dict())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return _summary(_plain(configs[name].to_dict()), {"trainable_parameters": trainable})
+
+
+def describe_saved(folder: Path) -> dict[str, Any]:
+    """Return the same of a saved adapter, but for what trained, with its size in bytes.
+
+    It may be another than the one in memory: one for the unchanged base has twice the rank.
+
+    Raises:
+        AdapterError: If the folder holds no adapter.
+    """
+    size = adapter_bytes(folder)
+    return _summary(json.loads((folder / "adapter_config.json").read_text(encoding="utf8")), {"bytes": size})
+
+
+def _summary(config: dict[str, Any], counted: dict[str, int]) -> dict[str, Any]:
+    kind = config.get("peft_type")
+    if kind == "ADALORA":
+        config = {key: value for key, value in config.items() if key != "r"}  # peft's default, which AdaLoRA ignores
     summary = {
-        "kind": config.get("peft_type"),
+        "kind": kind,
         "task_type": config.get("task_type"),
-        "rank": config.get("target_r", config.get("r")),  # AdaLoRA ignores `r`; its target is the mean rank
+        "rank": config.get("target_r", config.get("r")),  # AdaLoRA's target is the mean rank
         "alpha": config.get("lora_alpha"),
         "dropout": config.get("lora_dropout"),
         "targets": config.get("target_modules"),
-        "trainable_parameters": trainable,
+        **counted,
     }
     known = {key: value for key, value in summary.items() if value is not None}
     return known | {"config": {key: value for key, value in config.items() if key != "base_model_name_or_path"}}

@@ -6,7 +6,7 @@ the model is loaded after that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,7 +166,7 @@ def _portable_recipe(recipe: Recipe) -> str:
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
-    from .adapters import adapter_bytes, save_adapter
+    from .adapters import describe_saved, save_adapter
     from .evaluation import answer_samples
     from .plots import plot_loss
 
@@ -178,7 +178,7 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     facts = replace(
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
-        adapter={**facts.adapter, "bytes": adapter_bytes(folder.root)},
+        adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
         run={**facts.run, "finished": True},
     )
     facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
@@ -186,6 +186,15 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
+
+
+def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of the saved adapter, and what it was while it trained where that was something else."""
+    if saved["kind"] != trained["kind"]:  # AdaLoRA leaves as LoRA with ranks of its own; the trained rank is their mean
+        return {**trained, **saved, "rank": trained["rank"], "trained_as": trained["kind"]}
+    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave for the unchanged base with twice the rank
+        return {**trained, **saved, "trained_rank": trained["rank"]}
+    return {**trained, **saved}
 
 
 def _title(facts: Facts) -> str:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS
+from small_runs import EIGHT, logits, losses, reloaded, trainer_for
 
 from hf_lora_ext import ConfigError, preset
 from hf_lora_ext.families import shape_from_config
@@ -52,42 +52,11 @@ def mixture(request, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def trained(p, folder: Path, rows=PAIRS[:8], **overrides):
-    from datasets import Dataset
-    from trl import SFTTrainer
-
-    args = p.sft_config(
-        str(folder), report_to="none", disable_tqdm=True, save_strategy="no", logging_steps=1,
-        per_device_train_batch_size=8, gradient_accumulation_steps=1,
-        **{"max_steps": 20, "learning_rate": 1e-2} | overrides,
-    )  # fmt: skip
-    trainer = SFTTrainer(
-        model=p.model_id, args=args, train_dataset=Dataset.from_list(rows), peft_config=p.peft_config,
-        quantization_config=p.quantization_config, callbacks=p.callbacks(),
-    )  # fmt: skip
+def trained(p, folder: Path, steps: int, rate: float, rows=EIGHT):
+    trainer = trainer_for(p, folder, steps, rows, learning_rate=rate)
     trainer.before = {name: w.detach().clone() for name, w in trainer.model.named_parameters()}
     trainer.train()
     return trainer
-
-
-def logits(model, tokens=(5, 9, 17, 33)):
-    import torch
-
-    with torch.no_grad():
-        return model.eval()(torch.tensor([tokens])).logits
-
-
-def reloaded(p, adapter: Path):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(p.model_id, **p.model_kwargs), adapter)
-    if p.adapter_dtype == "bfloat16":  # peft reloads in float32 what trl trained in bfloat16
-        for name, weight in model.named_parameters():
-            if "lora_" in name or "trainable_tokens" in name:
-                weight.data = weight.data.to(torch.bfloat16)
-    return model
 
 
 def adapted_modules(model) -> set[str]:
@@ -114,9 +83,8 @@ def test_a_mixture_trains_what_the_preset_says_and_reloads_with_peft_alone(
     mixture: Path, experts: bool, tmp_path: Path
 ):
     p = preset(str(mixture), rank=4, experts=experts, dropout=None if experts else 0.0)
-    trainer = trained(p, tmp_path)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0]
+    trainer = trained(p, tmp_path, steps=20, rate=1e-2)
+    assert losses(trainer)[-1] < losses(trainer)[0]
 
     modules = adapted_modules(trainer.model)
     assert ("mlp.experts" in modules) == experts
@@ -216,9 +184,8 @@ def test_only_the_new_tokens_rows_train_and_reload(method: str, resized, tmp_pat
 
     folder, ids = resized
     p = preset(str(folder), method=method, new_tokens=ids)
-    trainer = trained(p, tmp_path, CALLS, max_steps=30, learning_rate=2e-2)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0] / 2
+    trainer = trained(p, tmp_path, steps=30, rate=2e-2, rows=CALLS)
+    assert losses(trainer)[-1] < losses(trainer)[0] / 2
 
     base = trainer.model.get_base_model()
     for layer in (base.get_input_embeddings(), base.get_output_embeddings()):
