@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from .attention import default_attention
 from .choices import UNPLANNED, Method, all_choices
 from .configuration import Preset
 from .errors import ConfigError
@@ -74,8 +75,9 @@ def preset(
         init: How the factors start: `"default"`, `"gaussian"`, `"orthogonal"`, `"pissa"`, `"olora"`, `"mica"`;
             `"eva"` and `"loftq"` from data and weights, by `Preset.callbacks`.
         optimizer: `"adamw"`, `"paged_adamw_8bit"`, or `"loraplus"` (see `Preset.optimizer_cls_and_kwargs`).
-        attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package and allow packing.
-        packing: Whether several examples share a row; on by default where the attention keeps them apart.
+        attention: `"sdpa"`, `"eager"`, or `"flash_attention_2"` and `_3`, which need a package.
+        packing: Whether several examples share a row, kept apart; on by default with flash attention, which computes
+            no more for it.
         sharding: `"none"`, `"ddp"`, `"fsdp"` or `"zero3"`; by default `"ddp"` for several devices.
         gpu_memory_gib: Memory of one GPU in GiB, to plan for a machine that is not this one.
         gpus: Number of GPUs, likewise.
@@ -140,6 +142,7 @@ def _found_plan(
     from .plan_choices import plan_preset
 
     advised = next((line.value for line in advice.lines if line.name == "rank"), None) if advice else None
+    run = replace(run, attention=run.attention or default_attention(shape))
     return plan_preset(shape, hardware, method, replace(wishes, rank=wishes.rank or advised), run, lora_config)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from .attention import ATTENTIONS, attention_choices
 from .decisions import QLORA, WITHOUT_REGRET, Choice
 from .errors import ConfigError, nearest
 from .methods import (
@@ -41,7 +42,6 @@ __all__ = [
 Sharding = Literal["none", "ddp", "fsdp", "zero3"]
 SHARDINGS: Final[tuple[Sharding, ...]] = get_args(Sharding)
 OPTIMIZERS: Final = ("adamw", "paged_adamw_8bit", "loraplus")
-ATTENTIONS: Final = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
 
 LORAPLUS = "LoRA+, arXiv 2402.12354"
 LORAPLUS_RATIO: Final = 16.0
@@ -108,11 +108,6 @@ def check_run(
         value = getattr(run, name)
         if value is not None and value not in known:
             raise ConfigError(f"{name} {value!r} is not known; {nearest(str(value), known)}")
-    if run.packing and run.attention in ("sdpa", "eager", None):
-        raise ConfigError(
-            "packing needs an attention that keeps examples apart; set attention=flash_attention_2 (a package of "
-            "its own), or leave packing out"
-        )
     check_features(also | run_features(method, run, hardware, lora_config))  # type: ignore[arg-type]  # checked above
 
 
@@ -131,7 +126,7 @@ def run_choices(
         _virtual_tokens(method),
         _adapter_dtype(method, hardware, run),
         _optimizer(shape, hardware, method, run, rank),
-        *_attention(method, run),
+        *attention_choices(shape, method, run.attention, run.packing),
         *_sharding(hardware, method, run),
     )
 
@@ -204,23 +199,6 @@ def _optimizer(shape: ModelShape, hardware: Hardware, method: Method, run: RunWi
         return Choice(name="optimizer", value="paged_adamw_8bit", why=why, source=f"{QLORA}, section 3")
     why = "an adapter's moments are small, 8 bits would save little"
     return Choice(name="optimizer", value="adamw", why=why, source="transformers' default, fused")
-
-
-def _attention(method: Method, run: RunWishes) -> tuple[Choice, ...]:
-    attention = run.attention or "sdpa"
-    apart = attention.startswith("flash")
-    packing = (apart and method != "prefix") if run.packing is None else run.packing
-    return (
-        Choice(name="attention", value=attention, why="given by you", source="attention=")
-        if run.attention
-        else Choice(name="attention", value="sdpa", why="needs no further package", source="transformers' default"),
-        Choice(
-            name="packing",
-            value=packing,
-            why="rows filled with several examples, kept apart" if packing else "one example a row",
-            source="trl's packing guide (bfd)" if apart else "needs a variable-length attention",
-        ),
-    )
 
 
 def _default_sharding(hardware: Hardware) -> Sharding:

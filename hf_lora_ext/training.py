@@ -11,6 +11,7 @@ import re
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from .attention import check_packing
 from .choices import dtype_for, starting_rank
 from .errors import ConfigError, nearest
 from .methods import METHOD_FACTS, check_features, init_facts
@@ -238,8 +239,11 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
         checkpointing: fitted.activation_checkpointing,
         f"{checkpointing}_kwargs": {"use_reentrant": fitted.reentrant},
     }
-    asked = overrides.get("gradient_checkpointing") or overrides.get("activation_checkpointing")
-    check_features(METHOD_FACTS[fitted.method].features | ({"checkpointing"} if asked else set()))
+    asked = {"checkpointing"} if overrides.get(checkpointing) else set()
+    asked |= {"packing"} if overrides.get("packing") else set()
+    check_features(METHOD_FACTS[fitted.method].features | asked)
+    if overrides.get("packing"):
+        check_packing(fitted.shape, fitted.attention)
     if not fitted.model_is_loaded:
         attention = {} if fitted.attention == "sdpa" else {"attn_implementation": fitted.attention}
         settings["model_init_kwargs"] = {"dtype": fitted.dtype} | attention

@@ -19,7 +19,7 @@ from hf_lora_ext.sizes import ModelShape
 TRAINABLE_INITS = [name for name, init in INITS.items() if not init.refusal]
 CARD = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True, name="A10G")
 TWO_CARDS = Hardware(kind="cuda", devices=2, memory_gib=24, has_bfloat16=True, name="A10G")
-SEVEN_BILLION = ModelShape(parameters=7 * 10**9, source="test")
+SEVEN_BILLION = ModelShape(parameters=7 * 10**9, source="test", family="llama")
 runs = st.builds(
     RunWishes,
     init=st.none() | st.sampled_from(list(INITS)),
@@ -144,7 +144,8 @@ def test_a_run_that_is_accepted_holds_no_conflict_and_a_refusal_names_an_alterna
     check_features(features | ({"packing"} if p.packing else set()) | {p.sharding})
     assert (p.init, p.sharding) == (run.init or "default", run.sharding or ("ddp" if hardware.devices > 1 else "none"))
     assert p.optimizer == (run.optimizer or p.optimizer)
-    assert p.packing <= p.attention.startswith("flash")
+    apart = p.attention.startswith("flash") and method != "prefix"
+    assert p.packing == (apart if run.packing is None else run.packing)
 
 
 def test_the_table_of_conflicts_is_whole():
@@ -185,7 +186,6 @@ def test_each_conflict_is_refused_with_its_reason_and_alternative(conflict):
         ({"optimizer": "adam"}, "optimizer 'adam' is not known; did you mean `adamw`"),
         ({"sharding": "zero"}, "sharding 'zero' is not known; did you mean `zero3`"),
         ({"attention": "flash"}, "attention 'flash' is not known"),
-        ({"packing": True}, "packing needs an attention that keeps examples apart"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_looked_up(wishes: dict, message: str):
