@@ -112,7 +112,10 @@ def _train(
         recipe=_portable_recipe(recipe),
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
-    trainer = _build(chosen, base, examples, args, [EvaluateAtEnd(), gather, ProgressLines(say)])
+    assistant_only = recipe.training.get("assistant_only_loss")
+    trainer = _build(chosen, base, examples, args, [EvaluateAtEnd(), gather, ProgressLines(say)], assistant_only)
+    if examples.form == "messages":
+        say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     say("saving")
     facts = _finish(recipe, folder, trainer, examples)
@@ -138,12 +141,16 @@ def _trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
     return settings
 
 
-def _build(chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any]) -> SFTTrainer:
+def _build(
+    chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any], assistant_only: bool | None
+) -> SFTTrainer:
     """Build the trainer, turning peft's and trl's own complaints about the recipe into ours."""
     from .training import build_trainer
 
     try:
-        return build_trainer(chosen, base, examples, args, callbacks)
+        return build_trainer(chosen, base, examples, args, callbacks, assistant_only)
+    except ConfigError:
+        raise
     except ValueError as error:
         if "Target modules" in str(error):
             raise ConfigError(

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = [
     "adapter_config",
     "build_trainer",
+    "counts_assistant_only",
+    "marks_assistant",
     "method_callbacks",
     "model_kwargs",
     "optimizer_cls_and_kwargs",
@@ -261,20 +263,80 @@ def _renamed(field: str, checkpointing: str) -> str:
     return field
 
 
+def marks_assistant(tokenizer: Any) -> bool:
+    """Return whether trl can tell the assistant's turns from the others, each with the token that ends it.
+
+    The chat template marks them (`{% generation %}`), or trl has a marked form of this template.
+    """
+    from trl.chat_template_utils import (
+        get_training_chat_template,
+        has_generation_markers,
+        is_chat_template_stop_token_trained,
+    )
+
+    if not tokenizer.chat_template:
+        return False
+    try:
+        marked = None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
+        return bool(is_chat_template_stop_token_trained(tokenizer, chat_template=marked))
+    except ValueError:  # a template that trl does not know
+        return False
+
+
+def counts_assistant_only(tokenizer: Any, form: str, wished: bool | None) -> bool:
+    """Return whether the loss counts the assistant's turns alone: for messages, wherever that can be had.
+
+    Training on the answers alone did better than on questions too (QLoRA, table 10).
+
+    Args:
+        tokenizer: The model's tokenizer.
+        form: `prompt-completion`, of which trl counts the completion; `messages`; or `text`.
+        wished: What the user said; None leaves it to the template.
+
+    Raises:
+        ConfigError: If it was asked for and cannot be had.
+    """
+    if wished is not None and not wished:
+        return False
+    can = form == "messages" and marks_assistant(tokenizer)
+    if wished and not can:
+        why = (
+            "the chat template does not mark the assistant's turns ({% generation %}), and trl has no marked form of it"
+        )
+        raise ConfigError(
+            f"assistant_only_loss: {why if form == 'messages' else f'the data is {form}, not messages'}; leave it out"
+        )
+    return can
+
+
 def build_trainer(
     preset: Preset,
     base: BaseModel,
     examples: Examples,
     args: SFTConfig,
     callbacks: Sequence[TrainerCallback] = (),
+    assistant_only: bool | None = None,
 ) -> SFTTrainer:
-    """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it."""
+    """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it.
+
+    Args:
+        preset: The preset.
+        base: Where the base is.
+        examples: What it learns and is measured on.
+        args: The trainer's configuration.
+        callbacks: Callbacks beside the preset's own.
+        assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
+
+    Raises:
+        ConfigError: If only the assistant's turns are to count and cannot be told from the others.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
     from trl import SFTTrainer
 
     args = copy.copy(args)
     args.model_init_kwargs = None  # the model is loaded here, with these and more
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
+    args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
     model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
     model.name_or_path = model.config._name_or_path = base.recorded_name
     set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
