@@ -9,7 +9,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft import get_peft_model_state_dict
 from peft.utils.other import TrainableTokensWrapper
+from safetensors.torch import load_file, save_file
 
 from .errors import AdapterError
 
@@ -100,17 +102,28 @@ def save_adapter(model: PeftModel, folder: Path, initial: Path | None = None) ->
         return
     with _as_plain_lora(model):
         model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
+    _add_what_peft_left_out(model, folder / "adapter_model.safetensors")
+
+
+def _add_what_peft_left_out(model: PeftModel, file: Path) -> None:
+    """Put the rows of new tokens into the saved weights: peft's difference of two adapters has only the factors."""
+    saved = load_file(file)
+    rest = {k: w.contiguous().cpu() for k, w in get_peft_model_state_dict(model).items() if "token_adapter" in k}
+    if not rest.keys() <= saved.keys():
+        save_file(rest | saved, file, metadata={"format": "pt"})
 
 
 @contextmanager
 def _as_plain_lora(model: PeftModel) -> Iterator[None]:
     """Let the configuration say plain LoRA meanwhile, so that loading what is saved changes no base again."""
     config = model.peft_config[model.active_adapter]
-    own, config.init_lora_weights = config.init_lora_weights, True
+    plain = {"init_lora_weights": True, "corda_config": None, "lora_ga_config": None}
+    own = {name: getattr(config, name) for name in plain}
+    vars(config).update(plain)
     try:
         yield
     finally:
-        config.init_lora_weights = own
+        vars(config).update(own)
 
 
 def load_in_own_precision_(model: PeftModel) -> None:

@@ -125,6 +125,10 @@ class Init:
 
 
 _WRAP_FIRST: Final = "wrap the loaded model yourself and give the trainer the PeftModel, without peft_config"
+_CONVERT: Final = (
+    "then get_peft_model(model, config); it changes the base, so give the trainer "
+    "callbacks=[hf_lora_ext.callbacks.PlainAdapterCallback()], which leaves plain_adapter for the unchanged one"
+)
 
 INITS: Final[Mapping[str, Init]] = {
     "default": Init(why="A uniform, B zero: starts as the base", source=f"{LORA_PAPER}; peft's default"),
@@ -148,14 +152,17 @@ INITS: Final[Mapping[str, Init]] = {
     "corda": Init(
         why="directions weighted by the inputs' covariance",
         source="CorDA, arXiv 2406.05223",
-        refusal=f"needs data before wrapping; {_WRAP_FIRST}: peft.tuners.lora.corda.preprocess_corda(model, "
-        "config, run_model=...), then get_peft_model",
+        refusal=f"needs data before wrapping; {_WRAP_FIRST}: config = LoraConfig(init_lora_weights='corda', "
+        "corda_config=CordaConfig(corda_method='kpm'), ...) with peft.tuners.lora.config.CordaConfig, "
+        "peft.tuners.lora.corda.preprocess_corda(model, config, run_model=...), one example at a time and with attrs "
+        f"installed, {_CONVERT}; such a run cannot be resumed",
     ),
     "lora_ga": Init(
         why="the gradient's leading directions",
         source="LoRA-GA, arXiv 2407.05000",
         refusal=f"needs gradients, without which peft silently starts it as plain LoRA; {_WRAP_FIRST}: "
-        "peft.tuners.lora.preprocess_loraga(model, config, train_step), then get_peft_model",
+        "config = LoraConfig(init_lora_weights='lora_ga', lora_ga_config=peft.LoraGAConfig(), ...), "
+        f"peft.tuners.lora.preprocess_loraga(model, config, train_step), {_CONVERT}; such a run cannot be resumed",
     ),
 }
 """Names as in peft's `init_lora_weights`, and `default`."""

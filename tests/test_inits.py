@@ -205,11 +205,43 @@ def test_a_start_in_a_lora_config_of_one_s_own_is_given_too(wide_model: Path, tm
         preset(str(wide_model), init="eva", lora_config=LoraConfig())
 
 
-def test_what_the_refusals_recommend_exists():
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # peft counts gradients with it
+@pytest.mark.parametrize("init", ["corda", "lora_ga"])
+def test_what_the_refusals_recommend_works(init: str, wide_model: Path, tmp_path: Path):
+    from datasets import Dataset
+    from peft import LoraConfig, LoraGAConfig, PeftConfig, get_peft_model
+    from peft.tuners.lora.config import CordaConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTTrainer
+
+    from hf_lora_ext.callbacks import PlainAdapterCallback
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # CorDA's module imports attr
         from peft.tuners.lora import preprocess_loraga
         from peft.tuners.lora.corda import preprocess_corda
-
-    assert callable(preprocess_loraga)
-    assert callable(preprocess_corda)
+    model = AutoModelForCausalLM.from_pretrained(wide_model)
+    tokenizer = AutoTokenizer.from_pretrained(wide_model)
+    rows = [tokenizer(row["prompt"] + row["completion"], return_tensors="pt")["input_ids"] for row in EIGHT]
+    own = {"corda_config": CordaConfig(corda_method="kpm")} if init == "corda" else {"lora_ga_config": LoraGAConfig()}
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=init, **own
+    )
+    before = logits(model)
+    if init == "corda":
+        preprocess_corda(model, config, run_model=lambda: [model(row) for row in rows])
+    else:
+        preprocess_loraga(model, config, lambda: [model(row, labels=row).loss.backward() for row in rows])
+    model = get_peft_model(model, config)
+    assert (logits(model) - before).abs().max() < 1e-2
+    p = preset(str(wide_model))
+    args = p.sft_config(str(tmp_path), max_steps=10, learning_rate=5e-3, report_to="none", save_strategy="no")
+    args.model_init_kwargs = None
+    trainer = SFTTrainer(
+        model=model, args=args, train_dataset=Dataset.from_list(EIGHT), processing_class=tokenizer,
+        callbacks=[PlainAdapterCallback()],
+    )  # fmt: skip
+    trainer.train()
+    assert (logits(model) - before).abs().max() > 0.1
+    assert PeftConfig.from_pretrained(tmp_path / "plain_adapter").r == 8
+    assert (logits(model) - logits(reloaded(p, tmp_path / "plain_adapter"))).abs().max() < 1e-3

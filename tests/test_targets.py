@@ -9,6 +9,7 @@ from small_runs import EIGHT, logits, losses, reloaded, trainer_for
 from hf_lora_ext import ConfigError, preset
 from hf_lora_ext.families import shape_from_config
 from hf_lora_ext.hardware import Hardware
+from hf_lora_ext.methods import INITS
 from hf_lora_ext.presets import decide
 from hf_lora_ext.sizes import ModelShape
 from hf_lora_ext.targets import adapter_parameters, token_layers
@@ -201,6 +202,26 @@ def test_only_the_new_tokens_rows_train_and_reload(method: str, resized, tmp_pat
     assert all(tuple(w.shape) == (2, 64) for name, w in saved.items() if "lora_" not in name)
     assert sum("lora_" not in name for name in saved) == len(rows)
     assert (before - logits(reloaded(p, tmp_path / "adapter"), (5, ids[0], 17, ids[1]))).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"init": "pissa"}, {"init": "eva"}, {"optimizer": "loraplus"}, {"method": "dora"}], ids=str
+)
+def test_new_tokens_go_with_other_choices_through_save_and_resume(wishes: dict, resized, tmp_path: Path):
+    folder, ids = resized
+    p = preset(str(folder), new_tokens=ids, rank=4, dropout=0.0, **wishes)
+    common = {"learning_rate": 5e-3, "save_strategy": "steps", "save_steps": 3}
+    tokens = (5, ids[0], 17, ids[1])
+    straight = trainer_for(p, tmp_path, 6, CALLS, **common)
+    straight.train()
+    answers = logits(straight.model, tokens)
+    straight.save_model(str(tmp_path / "adapter"))
+    assert (answers - logits(reloaded(p, tmp_path / "adapter"), tokens)).abs().max() == 0
+    if "init" in wishes and INITS[wishes["init"]].changes_base:
+        assert (answers - logits(reloaded(p, tmp_path / "plain_adapter"), tokens)).abs().max() < 1e-4
+    resumed = trainer_for(p, tmp_path, 6, CALLS, **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert (answers - logits(resumed.model, tokens)).abs().max() == 0
 
 
 def test_token_rows_are_named_by_family_where_the_head_has_weights_of_its_own():
