@@ -186,6 +186,7 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
         adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
+        evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
     )
     facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
@@ -202,6 +203,11 @@ def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str,
     if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave for the unchanged base with twice the rank
         return {**trained, **saved, "trained_rank": trained["rank"]}
     return {**trained, **saved}
+
+
+def _of_the_base(evaluation: Mapping[str, Any], init: str | None) -> dict[str, Any]:
+    """Return the evaluation without what only seems the base's: LoftQ's adapter is more than nothing at step 0."""
+    return {who: measured for who, measured in evaluation.items() if who != "base" or init != "loftq"}
 
 
 def _title(facts: Facts) -> str:

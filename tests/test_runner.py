@@ -80,6 +80,7 @@ def test_a_start_from_data_or_weights_runs_from_a_recipe_and_resumes_to_the_same
     resumed = run_recipe(recipe, say=lambda line: None)
     assert resumed.status == "resumed"
     assert weights(resumed.folder) == weights(whole.folder)
+    assert set(whole.facts.evaluation) == ({"adapter"} if recipe.init == "loftq" else {"base", "adapter"})
 
 
 def test_a_run_leaves_adapter_facts_card_and_plot(recipe: Recipe):
