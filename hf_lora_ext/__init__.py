@@ -9,9 +9,10 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from .configuration import Preset
 from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
 from .hardware import Hardware
-from .presets import Preset, preset
+from .presets import preset
 from .sizes import ModelShape
 
 if TYPE_CHECKING:

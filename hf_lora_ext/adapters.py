@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from peft import get_peft_model_state_dict
+from peft.utils.other import TrainableTokensWrapper
+from safetensors.torch import load_file, save_file
 
 from .errors import AdapterError
 
@@ -17,8 +22,11 @@ __all__ = [
     "adapter_bytes",
     "describe_adapter",
     "describe_quantization",
+    "describe_saved",
+    "load_in_own_precision_",
     "save_adapter",
     "save_initial_adapter",
+    "show_head_bias_",
 ]
 
 
@@ -32,16 +40,34 @@ def describe_adapter(model: PeftModel) -> dict[str, Any]:
     configs = getattr(model, "peft_config", None)
     if not configs or name not in configs:
         raise AdapterError(f"{type(model).__name__} carries no PEFT adapter; wrap it with peft.get_peft_model first")
-    config = _plain(configs[name].to_dict())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return _summary(_plain(configs[name].to_dict()), {"trainable_parameters": trainable})
+
+
+def describe_saved(folder: Path) -> dict[str, Any]:
+    """Return the same of a saved adapter, but for what trained, with its size in bytes.
+
+    It may be another than the one in memory: one for the unchanged base has twice the rank.
+
+    Raises:
+        AdapterError: If the folder holds no adapter.
+    """
+    size = adapter_bytes(folder)
+    return _summary(json.loads((folder / "adapter_config.json").read_text(encoding="utf8")), {"bytes": size})
+
+
+def _summary(config: dict[str, Any], counted: dict[str, int]) -> dict[str, Any]:
+    kind = config.get("peft_type")
+    if kind == "ADALORA":
+        config = {key: value for key, value in config.items() if key != "r"}  # peft's default, which AdaLoRA ignores
     summary = {
-        "kind": config.get("peft_type"),
+        "kind": kind,
         "task_type": config.get("task_type"),
-        "rank": config.get("target_r", config.get("r")),  # AdaLoRA ignores `r`; its target is the mean rank
+        "rank": config.get("target_r", config.get("r")),  # AdaLoRA's target is the mean rank
         "alpha": config.get("lora_alpha"),
         "dropout": config.get("lora_dropout"),
         "targets": config.get("target_modules"),
-        "trainable_parameters": trainable,
+        **counted,
     }
     known = {key: value for key, value in summary.items() if value is not None}
     return known | {"config": {key: value for key, value in config.items() if key != "base_model_name_or_path"}}
@@ -76,17 +102,61 @@ def save_adapter(model: PeftModel, folder: Path, initial: Path | None = None) ->
         return
     with _as_plain_lora(model):
         model.save_pretrained(str(folder), path_initial_model_for_weight_conversion=str(initial))
+    _add_what_peft_left_out(model, folder / "adapter_model.safetensors")
+
+
+def _add_what_peft_left_out(model: PeftModel, file: Path) -> None:
+    """Put the rows of new tokens into the saved weights: peft's difference of two adapters has only the factors."""
+    saved = load_file(file)
+    rest = {k: w.contiguous().cpu() for k, w in get_peft_model_state_dict(model).items() if "token_adapter" in k}
+    if not rest.keys() <= saved.keys():
+        save_file(rest | saved, file, metadata={"format": "pt"})
 
 
 @contextmanager
 def _as_plain_lora(model: PeftModel) -> Iterator[None]:
     """Let the configuration say plain LoRA meanwhile, so that loading what is saved changes no base again."""
     config = model.peft_config[model.active_adapter]
-    own, config.init_lora_weights = config.init_lora_weights, True
+    plain = {"init_lora_weights": True, "corda_config": None, "lora_ga_config": None}
+    own = {name: getattr(config, name) for name in plain}
+    vars(config).update(plain)
     try:
         yield
     finally:
-        config.init_lora_weights = own
+        vars(config).update(own)
+
+
+def load_in_own_precision_(model: PeftModel) -> None:
+    """Let a loaded checkpoint keep the precision that the adapter trains in.
+
+    The trainer resumes, and loads its best checkpoint, through the model's `load_adapter`, which casts 16-bit factors
+    to float32: what trl had cast to bfloat16 for a quantised base would go on in another precision.
+    """
+    own = model.load_adapter
+
+    def load_adapter(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **{"autocast_adapter_dtype": False} | kwargs)
+
+    model.load_adapter = load_adapter
+
+
+def show_head_bias_(model: Any) -> None:
+    """Let a head whose token rows train answer that it has no bias, as TRL's loss asks it.
+
+    peft passes the wrapped head's `weight` on and nothing else, and its own forward leaves a bias out.
+
+    Raises:
+        AdapterError: If the head has a bias.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, TrainableTokensWrapper):
+        return
+    if head.original_module.bias is not None:
+        raise AdapterError(
+            "the output head has a bias, which peft drops once rows of the head train; leave new_tokens out, or train "
+            "the whole head (modules_to_save in a LoraConfig)"
+        )
+    head.bias = None
 
 
 def adapter_bytes(folder: Path) -> int:

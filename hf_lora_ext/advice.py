@@ -12,6 +12,7 @@ from typing import Final, Literal, get_args
 from .decisions import WITHOUT_REGRET, Choice
 from .errors import ConfigError, nearest
 from .sizes import ModelShape, size_band
+from .targets import targets_choice
 
 __all__ = ["TASKS", "Advice", "Task", "advise", "check_question"]
 
@@ -48,7 +49,7 @@ class Advice:
     """LoRA's alpha."""
     dropout: float
     """Dropout on the adapter's input."""
-    targets: str
+    targets: str | tuple[str, ...]
     """Modules to adapt."""
     lines: tuple[Choice, ...]
     """Each value with its reason and source."""
@@ -75,7 +76,7 @@ def advise(
     """
     check_question(task, examples, tokens)
     rank = _rank(shape, task, examples, tokens)
-    dropout = _dropout(examples)
+    dropout, targets = _dropout(examples), targets_choice(shape)
     lines = (
         rank,
         Choice(
@@ -85,18 +86,13 @@ def advise(
             source=f"{PRACTICE}; TRL's LoRA defaults (16, 32)",
         ),
         dropout,
-        Choice(
-            name="targets",
-            value="all-linear",
-            why="every linear layer; attention alone falls behind at equal parameters",
-            source=WITHOUT_REGRET,
-        ),
+        targets,
     )
     return Advice(
         rank=rank.value,
         alpha=2 * rank.value,
         dropout=dropout.value,
-        targets="all-linear",
+        targets=targets.value,
         lines=lines,
         warnings=_warnings(shape, rank.value, examples, tokens),
     )
@@ -144,11 +140,16 @@ def _start(task: Task, band_rank: int) -> int:
 
 def _rank_for(shape: ModelShape, tokens: int | None) -> int | None:
     """Return the lowest rank of the ladder whose adapter holds what the tokens can teach, or None if unknown."""
-    per_rank = shape.lora_parameters(1)
+    per_rank = _capacity(shape, 1)
     if tokens is None or per_rank is None:
         return None
     held = (rank for rank in LADDER if BITS_PER_PARAMETER * per_rank * rank >= BITS_PER_TOKEN * tokens)
     return next(held, LADDER[-1])
+
+
+def _capacity(shape: ModelShape, rank: int) -> int | None:
+    """Return the parameters of the adapter that a preset makes of a rank."""
+    return shape.lora_parameters(rank, targets_choice(shape).value)
 
 
 def _dropout(examples: int | None) -> Choice:
@@ -165,7 +166,7 @@ def _warnings(shape: ModelShape, rank: int, examples: int | None, tokens: int | 
         why = "hold examples out, watch their loss from the first epoch, stop early"
         how = "severe" if examples < TINY_DATA else "likely"
         found.append(Choice(name="overfitting", value=how, why=why, source=PRACTICE))
-    capacity = shape.lora_parameters(rank)
+    capacity = _capacity(shape, rank)
     if tokens is not None and capacity is not None:
         ratio = BITS_PER_TOKEN * tokens / (BITS_PER_PARAMETER * capacity)
         if ratio > 1:

@@ -5,15 +5,18 @@ Pure, and the one place for it: `training` builds the objects, `emission` writes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .choices import starting_rank
+from .errors import ConfigError
 from .methods import init_facts
 from .rank_schedule import ADALORA_SCHEDULE, ADALORA_SHARES
+from .targets import token_layers
 
 if TYPE_CHECKING:
-    from .presets import Preset
+    from .configuration import Preset
 
 __all__ = ["adapter_arguments", "callback_arguments", "quantisation_arguments", "training_arguments"]
 
@@ -32,6 +35,8 @@ def adapter_arguments(preset: Preset) -> Call:
         "lora_dropout": preset.dropout,
         "target_modules": preset.targets if isinstance(preset.targets, str) else list(preset.targets),
     }
+    if (tokens := token_layers(preset.shape, preset.new_tokens)) is not None:
+        common["trainable_token_indices"] = tokens
     if preset.method == "adalora":
         ranks = {"init_r": starting_rank(preset.rank), "target_r": preset.rank}
         return "AdaLoraConfig", {**ranks, **common, **ADALORA_SCHEDULE}
@@ -40,9 +45,24 @@ def adapter_arguments(preset: Preset) -> Call:
         given["use_rslora"] = True
     if preset.method in ("dora", "qdora"):
         given["use_dora"] = True
-    if preset.init != "default":
+    if preset.init != "default" and not init_facts(preset.init).by_callback:
         given["init_lora_weights"] = preset.init
-    return "LoraConfig", given
+    return "LoraConfig", given | _expert_arguments(preset)
+
+
+def _expert_arguments(preset: Preset) -> dict[str, Any]:
+    """Return what peft takes for experts: their names, and a rank and alpha of their own at the same scale."""
+    if not preset.experts:
+        return {}
+    stacked = {weights.name for weights in preset.shape.expert_weights}
+    patterns = [re.escape(name) for name in preset.experts if name in stacked]
+    # rsLoRA's alpha is the same at every rank; elsewhere the scale alpha / rank is kept.
+    alpha = preset.alpha if preset.method == "rslora" else preset.alpha * preset.expert_rank / preset.rank
+    return {
+        "target_parameters": list(preset.experts),
+        "rank_pattern": dict.fromkeys(patterns, preset.expert_rank),
+        "alpha_pattern": dict.fromkeys(patterns, int(alpha) if alpha == int(alpha) else alpha),
+    }
 
 
 def quantisation_arguments(preset: Preset) -> dict[str, Any] | None:
@@ -99,4 +119,18 @@ def callback_arguments(preset: Preset) -> list[Call]:
         found.append(("AdaLoraCallback", ADALORA_SHARES))
     if init_facts(preset.init).changes_base:
         found.append(("PlainAdapterCallback", {}))
+    if preset.bits is not None:
+        found.append(("AdapterPrecisionCallback", {}))
+    if preset.init == "eva":
+        found.append(("EvaCallback", {}))
+    if preset.init == "loftq":
+        found.append(("LoftqCallback", {"model_id": _weights_of(preset)}))
+    if preset.new_tokens:
+        found.append(("NewTokensCallback", {}))
     return found
+
+
+def _weights_of(preset: Preset) -> str:
+    if preset.model_id is None:
+        raise ConfigError("init loftq reads the unquantised weights; make the preset for a model's folder or Hub id")
+    return preset.model_id

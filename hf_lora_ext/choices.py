@@ -5,15 +5,15 @@ All functions are pure: a shape, the hardware and the user's wishes in, frozen `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .decisions import QLORA, WITHOUT_REGRET, Choice
-from .errors import ConfigError, nearest
 from .hardware import Hardware
 from .methods import METHOD_FACTS, METHODS, RSLORA, Method
 from .run_choices import RunWishes, learning_rate_choice, run_choices
 from .sizes import ModelShape, size_band
+from .targets import experts_choices, new_tokens_choice, targets_choice
+from .wishes import LoraWishes, check_wishes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -32,60 +32,10 @@ __all__ = [
     "starting_rank",
 ]
 
-_BASES: Final = ("lora", "qlora", "qlora8")
-"""Methods that say only how the base is held, and so go with a LoraConfig of the user's own."""
-
 MAX_LENGTH: Final = 1024
 """Tokens of an example at most (TRL's default)."""
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraWishes:
-    """What the user fixed of the adapter; None leaves it to the preset."""
-
-    rank: int | None = None
-    """Rank of every adapted layer."""
-    alpha: int | None = None
-    """LoRA's alpha; the update is scaled by alpha / rank."""
-    dropout: float | None = None
-    """Dropout on the adapter's input."""
-    targets: str | tuple[str, ...] | None = None
-    """Module names to adapt, or `all-linear`."""
-
-
-def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None = None) -> None:
-    """Raise for the first wish that cannot be right.
-
-    Raises:
-        ConfigError: With what was found, what is needed, and how to fix it.
-    """
-    if method not in METHODS:
-        raise ConfigError(f"method {method!r} is not known; {nearest(str(method), METHODS)}")
-    if lora_config is not None and method not in _BASES:
-        raise ConfigError(
-            f"lora_config and method {method} were both given; make it part of the LoraConfig (use_dora, use_rslora), "
-            f"and choose how the base is held: {', '.join(_BASES)}"
-        )
-    if lora_config is not None and wishes != LoraWishes():
-        given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
-        raise ConfigError(
-            f"lora_config and {', '.join(given)} were both given; set {given[0]} inside the LoraConfig instead"
-        )
-    if method == "prefix" and wishes != LoraWishes():
-        given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
-        raise ConfigError(f"method prefix has no {' and no '.join(given)}; leave it out, or use method lora")
-    for name in ("rank", "alpha"):
-        value = getattr(wishes, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name}={value!r} must be a whole number from 1; leave it out for the preset's own")
-    if wishes.dropout is not None and not (isinstance(wishes.dropout, (int, float)) and 0 <= wishes.dropout < 1):
-        raise ConfigError(f"dropout={wishes.dropout!r} must be from 0 up to, not including, 1; 0.05 is customary")
-    if wishes.targets is not None and not (
-        wishes.targets and all(isinstance(name, str) and name for name in wishes.targets)
-    ):
-        raise ConfigError("targets is empty, so nothing would train; name modules such as q_proj, or all-linear")
 
 
 def all_choices(
@@ -102,7 +52,7 @@ def all_choices(
     return (
         *adapter,
         *_precision(method, hardware),
-        *run_choices(shape, hardware, method, run, rank=adapter[0].value),
+        *run_choices(shape, hardware, method, run, adapter[0].value, lora_config),
         *_optimisation(shape, method, run),
         *_batch(shape, hardware, method, run),
     )
@@ -116,26 +66,17 @@ def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advi
     return (
         rank,
         _given("alpha", wishes) or _alpha(method, rank.value),
-        _given("dropout", wishes)
-        or advised.get("dropout")
-        or Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default"),
-        _given("targets", wishes) or _targets(shape),
+        _given("dropout", wishes) or _dropout(wishes, advised.get("dropout")),
+        _given("targets", wishes) or targets_choice(shape),
+        *experts_choices(shape, wishes.experts, rank.value, METHOD_FACTS[method].bits),
+        new_tokens_choice(shape, wishes.new_tokens),
     )
 
 
-def _targets(shape: ModelShape) -> Choice:
-    names = _names_beside_routers(shape) if shape.expert_weights else None
-    if names is not None:
-        why = "with all-linear peft would train the routers; the experts' own weights stay frozen"
-        return Choice(name="targets", value=names, why=why, source="counted in peft 0.21")
-    why = "every linear layer but the head; the MLP matters most"
-    return Choice(name="targets", value="all-linear", why=why, source=f"{QLORA}; {WITHOUT_REGRET}")
-
-
-def _names_beside_routers(shape: ModelShape) -> tuple[str, ...] | None:
-    from .families import linear_targets
-
-    return linear_targets(shape)
+def _dropout(wishes: LoraWishes, advised: Choice | None) -> Choice:
+    if wishes.experts:
+        return Choice(name="dropout", value=0.0, why="peft has none for experts", source="peft's target_parameters")
+    return advised or Choice(name="dropout", value=0.05, why="light regularisation", source=f"{QLORA}; TRL's default")
 
 
 def _given(name: str, wishes: LoraWishes) -> Choice | None:
@@ -166,18 +107,25 @@ def starting_rank(rank: int) -> int:
 
 
 def _no_factors() -> tuple[Choice, ...]:
-    nothing = {"rank": 0, "alpha": 0, "dropout": 0.0, "targets": "none"}
+    factors: dict[str, Any] = {"rank": 0, "alpha": 0, "dropout": 0.0, "targets": "none"}
+    nothing = {**factors, "experts": (), "expert_rank": 0, "new_tokens": ()}
     source = METHOD_FACTS["prefix"].source
     return tuple(Choice(name=n, value=v, why="a prefix has no factors", source=source) for n, v in nothing.items())
 
 
 def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
-    targets = config.target_modules
+    targets, tokens = config.target_modules, config.trainable_token_indices or ()
+    experts = tuple(sorted(config.target_parameters or ()))
+    if isinstance(tokens, dict):
+        tokens = {token for ids in tokens.values() for token in ids}
     values = {
         "rank": config.r,
         "alpha": config.lora_alpha,
         "dropout": config.lora_dropout,
         "targets": targets if isinstance(targets, str) else tuple(sorted(targets)) if targets else "peft's default",
+        "experts": experts,
+        "expert_rank": config.r if experts else 0,
+        "new_tokens": tuple(sorted(tokens)),
     }
     return tuple(
         Choice(name=name, value=value, why="from your LoraConfig", source="lora_config=")

@@ -54,7 +54,9 @@ def _row(choice: Choice, sources: dict[str, int]) -> tuple[str, ...]:
 def _shown(value: Any) -> str:
     if value is None:
         return "unknown"
-    return ", ".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

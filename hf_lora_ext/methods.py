@@ -114,6 +114,8 @@ class Init:
 
     changes_base: bool = False
     """Whether it takes its part out of the base, so that the adapter belongs to the changed base."""
+    by_callback: bool = False
+    """Whether `Preset.callbacks` gives it when training begins; for peft the adapter starts by default."""
     refusal: str = ""
     """Why a configuration alone cannot do it, and how to do it by hand; empty where it can."""
     why: str
@@ -123,6 +125,10 @@ class Init:
 
 
 _WRAP_FIRST: Final = "wrap the loaded model yourself and give the trainer the PeftModel, without peft_config"
+_CONVERT: Final = (
+    "then get_peft_model(model, config); it changes the base, so give the trainer "
+    "callbacks=[hf_lora_ext.callbacks.PlainAdapterCallback()], which leaves plain_adapter for the unchanged one"
+)
 
 INITS: Final[Mapping[str, Init]] = {
     "default": Init(why="A uniform, B zero: starts as the base", source=f"{LORA_PAPER}; peft's default"),
@@ -134,29 +140,29 @@ INITS: Final[Mapping[str, Init]] = {
     "olora": Init(changes_base=True, why="orthonormal factors by QR of the base", source="OLoRA, arXiv 2406.01775"),
     "mica": Init(why="B frozen on the base's least singular directions", source="MiCA, arXiv 2604.01694"),
     "loftq": Init(
-        why="makes up for quantisation",
+        by_callback=True,
+        why="makes up for the quantisation of the base, which stays as it is",
         source="LoftQ, arXiv 2310.08659",
-        refusal="needs the unquantised weights beside the 4-bit base; use method qlora without init, then call "
-        "peft.replace_lora_weights_loftq(trainer.model, model_path=...) before trainer.train()",
     ),
     "eva": Init(
-        why="the activations' leading directions",
+        by_callback=True,
+        why="A along the leading directions of the layer's inputs, on your data; ranks stay equal",
         source="EVA, arXiv 2410.07170",
-        refusal=f"needs data, without which peft silently starts it as plain LoRA; {_WRAP_FIRST}: "
-        "get_peft_model(model, LoraConfig(init_lora_weights='eva', ...)), then "
-        "peft.initialize_lora_eva_weights(model, dataloader)",
     ),
     "corda": Init(
         why="directions weighted by the inputs' covariance",
         source="CorDA, arXiv 2406.05223",
-        refusal=f"needs data before wrapping; {_WRAP_FIRST}: peft.tuners.lora.corda.preprocess_corda(model, "
-        "config, run_model=...), then get_peft_model",
+        refusal=f"needs data before wrapping; {_WRAP_FIRST}: config = LoraConfig(init_lora_weights='corda', "
+        "corda_config=CordaConfig(corda_method='kpm'), ...) with peft.tuners.lora.config.CordaConfig, "
+        "peft.tuners.lora.corda.preprocess_corda(model, config, run_model=...), one example at a time and with attrs "
+        f"installed, {_CONVERT}; such a run cannot be resumed",
     ),
     "lora_ga": Init(
         why="the gradient's leading directions",
         source="LoRA-GA, arXiv 2407.05000",
         refusal=f"needs gradients, without which peft silently starts it as plain LoRA; {_WRAP_FIRST}: "
-        "peft.tuners.lora.preprocess_loraga(model, config, train_step), then get_peft_model",
+        "config = LoraConfig(init_lora_weights='lora_ga', lora_ga_config=peft.LoraGAConfig(), ...), "
+        f"peft.tuners.lora.preprocess_loraga(model, config, train_step), {_CONVERT}; such a run cannot be resumed",
     ),
 }
 """Names as in peft's `init_lora_weights`, and `default`."""
@@ -187,13 +193,21 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
     Conflict("prefix", "packing", "one prefix cannot serve several packed examples", "packing=False"),
     Conflict("dora", "target_parameters", "peft has no DoRA for expert parameters", "method lora"),
     Conflict("dropout", "target_parameters", "peft has no dropout for expert parameters", "dropout=0"),
+    Conflict("adalora", "target_parameters", "AdaLoRA has layers for linear modules only", "method lora"),
+    *_each((f"init {name}" for name in INITS if name not in ("default", "gaussian")), "target_parameters",
+           "peft starts experts so only by default", "init gaussian, or leave init out"),
+    *_each(("fsdp", "zero3"), "target_parameters", "nobody has run it", "sharding ddp"),
+    *_each(("fsdp", "zero3"), "new_tokens", "nobody has run it", "sharding ddp"),
+    Conflict("adalora", "new_tokens", "its export as plain LoRA carries no token rows", "method lora"),
     *_each(_SPECTRAL, "4-bit", "peft cannot take it from packed weights (or rounds them again)", "init gaussian"),
     *_each(_SPECTRAL, "8-bit", "peft cannot take it from packed weights (or rounds them again)", "init gaussian"),
     *_each(_SPECTRAL, "dora", "DoRA's magnitude is lost where the adapter is converted for the plain base, or "
            "peft refuses the pair", "init default"),
     *_each(_ALL_INITS, "prefix", "a prefix has no factors to initialise", "leave init out"),
     *_each(_ALL_INITS, "adalora", "AdaLoRA has its own start, P Λ Q with Λ = 0", "leave init out"),
-    Conflict("init eva", "rslora", "peft rescales alpha for alpha / rank, not alpha / sqrt(rank)", "method lora"),
+    Conflict("init loftq", "lora", "nothing is quantised that it could make up for", "method qlora"),
+    Conflict("init loftq", "rslora", "nothing is quantised that it could make up for", "method qlora"),
+    Conflict("init loftq", "dora", "DoRA measures its magnitudes before it starts", "method qlora"),
     Conflict("init mica", "loraplus", "MiCA freezes B, whose rate LoRA+ raises", "the adamw optimizer"),
     Conflict("prefix", "loraplus", "a prefix has no factors A and B", "the adamw optimizer"),
     Conflict("adalora", "loraplus", "LoRA+ sets its ratio for B A, AdaLoRA trains P Λ Q", "the adamw optimizer"),
@@ -203,8 +217,9 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
     Conflict("zero3", "paged", "DeepSpeed shards the optimizer's state itself", "optimizer adamw"),
     *_each(("fsdp", "zero3"), "adalora", "AdaLoRA ranks whole gradients, which sharding splits", "sharding ddp"),
     *_each(("fsdp", "zero3"), "prefix", "nobody has run it", "sharding ddp"),
-    *(row for name in ("init pissa", "init olora", "init mica")
+    *(row for name in ("init pissa", "init olora", "init mica", "init loftq")
       for row in _each(("fsdp", "zero3"), name, "its SVD needs whole weights on each rank", "sharding ddp")),
+    *_each(("fsdp", "zero3"), "init eva", "it writes whole factors on each rank", "sharding ddp"),
     Conflict("zero3", "dora", "the norm of a sharded weight is not the weight's", "sharding ddp or fsdp"),
 )  # fmt: skip
 
@@ -263,6 +278,7 @@ def config_features(config: Any) -> frozenset[str]:
         "dora": getattr(config, "use_dora", False),
         "rslora": getattr(config, "use_rslora", False),
         "target_parameters": getattr(config, "target_parameters", None),
+        "new_tokens": getattr(config, "trainable_token_indices", None),
         "dropout": getattr(config, "lora_dropout", 0),
         "adalora": kind == "adalora",
         "prefix": kind == "prefix_tuning",

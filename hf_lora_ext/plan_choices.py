@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .choices import LoraWishes, all_choices, dtype_for, starting_rank
+from .choices import all_choices, dtype_for, starting_rank
 from .decisions import Choice
 from .errors import ConfigError
 from .fitting import Fit
@@ -18,6 +18,7 @@ from .methods import METHOD_FACTS, Method
 from .plans import BaseDtype, Plan
 from .plans import Method as PlanMethod
 from .run_choices import RunWishes, Sharding, check_run
+from .wishes import LoraWishes, wish_features
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -81,7 +82,7 @@ class PlanRequest:
             else:
                 run = replace(self.run, sharding=sharding)
                 try:
-                    check_run(method, run, used, self.lora_config)
+                    check_run(method, run, used, self.lora_config, wish_features(self.adapter))
                 except ConfigError:
                     continue
                 plan = self._plan(method, run, used)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .advice import TASKS, Task
-from .choices import LoraWishes, check_wishes
 from .errors import ConfigError, nearest
 from .methods import INITS, METHODS, Method, check_features
 from .run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
 from .strict_yaml import dump_yaml, read_yaml
+from .wishes import LoraWishes, check_wishes, wish_features
 
 __all__ = [
     "DataChoice",
@@ -81,6 +81,10 @@ class Recipe:
     """Overrides the preset's adapter dropout."""
     targets: str | tuple[str, ...] | None = None
     """Overrides the preset's adapted modules."""
+    experts: bool | None = None
+    """Whether the experts of a mixture get an adapter each."""
+    new_tokens: tuple[int, ...] | None = None
+    """Ids of tokens that were added to the model, whose rows of embedding and head train."""
     optimizer: str | None = None
     """A name in `run_choices.OPTIMIZERS`."""
     attention: str | None = None
@@ -98,7 +102,14 @@ class Recipe:
     def wishes(self) -> LoraWishes:
         """What the recipe fixes of the adapter."""
         rank = None if self.rank == "auto" else self.rank
-        return LoraWishes(rank=rank, alpha=self.alpha, dropout=self.dropout, targets=self.targets)
+        return LoraWishes(
+            rank=rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            experts=self.experts,
+            new_tokens=self.new_tokens,
+        )
 
     @property
     def run_wishes(self) -> RunWishes:
@@ -154,6 +165,10 @@ _RECIPE_RULES: Final = {
     "dropout": _FRACTION,
     "targets": _Rule(
         lambda v: (isinstance(v, str) and bool(v)) or _is_names(v), "all-linear or a list of module names"
+    ),
+    "experts": _SWITCH,
+    "new_tokens": _Rule(
+        lambda v: isinstance(v, (list, tuple)) and bool(v) and all(_is_whole(x, 0) for x in v), "a list of token ids"
     ),
     "training": _Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
     "samples": _FROM_0,
@@ -232,16 +247,17 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     """Return what does not work together among values that are each right, from the table that presets use."""
     method = raw.get("method", "lora")
     run = RunWishes(**{name: raw.get(name) for name in RunWishes.__slots__})
-    targets = raw.get("targets")
-    adapter = {name: raw.get(name) for name in ("rank", "alpha", "dropout")}
+    names = ("rank", "alpha", "dropout", "targets", "experts", "new_tokens")
+    adapter: dict[str, Any] = {name: tuple(v) if isinstance(v := raw.get(name), list) else v for name in names}
     training = raw.get("training", {})
     if "task" in raw and raw.get("rank") != "auto":
         return ["task: is for rank: auto; add it, or leave task out"]
     if adapter["rank"] == "auto" and method != "prefix":
         adapter["rank"] = None
     try:
-        check_run(method, run)
-        check_wishes(method, LoraWishes(**adapter, targets=tuple(targets) if isinstance(targets, list) else targets))
+        wishes = LoraWishes(**adapter)
+        check_run(method, run, also=wish_features(wishes))
+        check_wishes(method, wishes)
         asked = {"checkpointing"} if training.get("activation_checkpointing") else set()
         asked |= {"packing"} if training.get("packing") else set()
         check_features(run_features(method, run) | asked)
@@ -280,8 +296,7 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
     given = _given(raw)
     data = given.pop("data")
-    if isinstance(given.get("targets"), list):
-        given["targets"] = tuple(given["targets"])
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     return Recipe(data=DataChoice(**data), **given)
 
 
@@ -334,10 +349,7 @@ def dump_recipe(recipe: Recipe) -> str:
     plain["data"] = {key: value for key, value in plain["data"].items() if value is not None}
     if recipe.data.eval_source:
         plain["data"].pop("eval_fraction")
-    if isinstance(recipe.targets, tuple):
-        plain["targets"] = list(recipe.targets)
-
-    return dump_yaml(plain)
+    return dump_yaml({key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()})
 
 
 def _kind(value: Any) -> str:

@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .fitting import Fit, find_fit, least_needed, may_fit
 from .plan_choices import FULL, PlanRequest
 from .run_choices import check_run
+from .wishes import wish_features
 
 if TYPE_CHECKING:
     from .hardware import Hardware
@@ -78,7 +79,7 @@ def plan_run(request: PlanRequest, hardware: Hardware) -> Fit:
     if hardware.memory_gib is None:
         raise ConfigError("the memory of the device is not known; give it, e.g. gpu_memory_gib=24")
     if request.method != FULL:
-        check_run(request.method or "lora", request.run, hardware, request.lora_config)
+        check_run(request.method or "lora", request.run, hardware, request.lora_config, wish_features(request.adapter))
     wishes = request.wishes(hardware)
     if (found := find_fit(request.shape, hardware, wishes)) is not None:
         return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from .attention import ATTENTIONS, attention_choices
 from .decisions import QLORA, WITHOUT_REGRET, Choice
 from .errors import ConfigError, nearest
 from .methods import (
@@ -41,7 +42,6 @@ __all__ = [
 Sharding = Literal["none", "ddp", "fsdp", "zero3"]
 SHARDINGS: Final[tuple[Sharding, ...]] = get_args(Sharding)
 OPTIMIZERS: Final = ("adamw", "paged_adamw_8bit", "loraplus")
-ATTENTIONS: Final = ("sdpa", "flash_attention_2", "flash_attention_3", "eager")
 
 LORAPLUS = "LoRA+, arXiv 2402.12354"
 LORAPLUS_RATIO: Final = 16.0
@@ -84,13 +84,28 @@ def run_features(
     return frozenset(found) | (config_features(lora_config) if lora_config is not None else frozenset())
 
 
-def check_run(method: str, run: RunWishes, hardware: Hardware | None = None, lora_config: Any = None) -> None:
+def check_run(
+    method: str,
+    run: RunWishes,
+    hardware: Hardware | None = None,
+    lora_config: Any = None,
+    also: frozenset[str] = frozenset(),
+) -> None:
     """Raise for the first wish about the run that cannot be right, alone or with the others.
+
+    Args:
+        method: The method.
+        run: The wishes.
+        hardware: The devices, which may imply sharding.
+        lora_config: The user's own LoraConfig.
+        also: Further features of the adapter, from `choices.wish_features`.
 
     Raises:
         ConfigError: With what was found, what is needed, and how to fix it.
     """
-    check_method(method, run.init or "default")
+    if lora_config is not None and run.init is not None:
+        raise ConfigError("init and lora_config were both given; set init_lora_weights inside the LoraConfig instead")
+    check_method(method, _init_name(run, lora_config))
     for name, known in (("optimizer", OPTIMIZERS), ("attention", ATTENTIONS), ("sharding", SHARDINGS)):
         value = getattr(run, name)
         if value is not None and value not in known:
@@ -99,32 +114,36 @@ def check_run(method: str, run: RunWishes, hardware: Hardware | None = None, lor
         isinstance(run.max_length, bool) or not isinstance(run.max_length, int) or run.max_length < 1
     ):
         raise ConfigError(f"max_length={run.max_length!r} must be a whole number from 1; leave it out for 1024")
-    if run.packing and run.attention in ("sdpa", "eager", None):
-        raise ConfigError(
-            "packing needs an attention that keeps examples apart; set attention=flash_attention_2 (a package of "
-            "its own), or leave packing out"
-        )
-    check_features(run_features(method, run, hardware, lora_config))  # type: ignore[arg-type]  # checked above
+    check_features(also | run_features(method, run, hardware, lora_config))  # type: ignore[arg-type]  # checked above
 
 
-def run_choices(shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes, rank: int) -> tuple[Choice, ...]:
+def _init_name(run: RunWishes, lora_config: Any = None) -> str:
+    """Return the initialisation's name, which a LoraConfig of the user's own settles; peft's True is `default`."""
+    own = getattr(lora_config, "init_lora_weights", None)
+    return own if isinstance(own, str) else run.init or "default"
+
+
+def run_choices(
+    shape: ModelShape, hardware: Hardware, method: Method, run: RunWishes, rank: int, lora_config: Any = None
+) -> tuple[Choice, ...]:
     """Return the choices that this module makes."""
     return (
-        _init(method, run),
+        _init(method, _init_name(run, lora_config)),
         _virtual_tokens(method),
         _adapter_dtype(method, hardware, run),
         _optimizer(shape, hardware, method, run, rank),
-        *_attention(method, run),
+        *attention_choices(shape, method, run.attention, run.packing),
         *_sharding(hardware, method, run),
     )
 
 
-def _init(method: Method, run: RunWishes) -> Choice:
+def _init(method: Method, init: str) -> Choice:
     if METHOD_FACTS[method].adapter != "lora":
         return Choice(name="init", value="default", why="the method's own start", source=METHOD_FACTS[method].source)
-    facts = init_facts(run.init or "default")
-    moved = "; saved also as plain LoRA of twice the rank" if facts.changes_base else ""
-    return Choice(name="init", value=run.init or "default", why=facts.why + moved, source=facts.source)
+    facts = init_facts(init)
+    more = "; saved also as plain LoRA of twice the rank" if facts.changes_base else ""
+    more = "; needs the preset's callbacks" if facts.by_callback else more
+    return Choice(name="init", value=init, why=facts.why + more, source=facts.source)
 
 
 def _virtual_tokens(method: Method) -> Choice:
@@ -186,23 +205,6 @@ def _optimizer(shape: ModelShape, hardware: Hardware, method: Method, run: RunWi
         return Choice(name="optimizer", value="paged_adamw_8bit", why=why, source=f"{QLORA}, section 3")
     why = "an adapter's moments are small, 8 bits would save little"
     return Choice(name="optimizer", value="adamw", why=why, source="transformers' default, fused")
-
-
-def _attention(method: Method, run: RunWishes) -> tuple[Choice, ...]:
-    attention = run.attention or "sdpa"
-    apart = attention.startswith("flash")
-    packing = (apart and method != "prefix") if run.packing is None else run.packing
-    return (
-        Choice(name="attention", value=attention, why="given by you", source="attention=")
-        if run.attention
-        else Choice(name="attention", value="sdpa", why="needs no further package", source="transformers' default"),
-        Choice(
-            name="packing",
-            value=packing,
-            why="rows filled with several examples, kept apart" if packing else "one example a row",
-            source="trl's packing guide (bfd)" if apart else "needs a variable-length attention",
-        ),
-    )
 
 
 def _default_sharding(hardware: Hardware) -> Sharding:

@@ -6,20 +6,22 @@ the model is loaded after that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .base_models import BaseModel, find_base_model
 from .cards import render_card
+from .configuration import Preset
 from .data import Examples, load_examples
 from .errors import ConfigError
 from .facts import Facts, read_facts, redact, write_text_atomically
 from .machine import private_folders
-from .presets import Preset, preset
+from .presets import preset
 from .recipe import Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from .targets import adapter_parameters
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -78,6 +80,8 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
         alpha=recipe.alpha,
         dropout=recipe.dropout,
         targets=targets,
+        experts=recipe.experts,
+        new_tokens=recipe.new_tokens,
         task=recipe.task,
         examples=examples if recipe.rank == "auto" else None,
         init=recipe.init,
@@ -90,7 +94,8 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
 
 def _disk_needed(chosen: Preset) -> int:
     """Return the bytes a run writes: adapter, and two or three checkpoints with Adam's two moments, in float32."""
-    parameters = chosen.shape.lora_parameters(chosen.rank) or chosen.shape.parameters // 50
+    adapted = adapter_parameters(chosen.shape, chosen.rank, chosen.targets, chosen.experts, chosen.expert_rank)
+    parameters = adapted or chosen.shape.parameters // 50
     return 4 * parameters * (1 + 3 * 3) + 64 * 2**20
 
 
@@ -108,7 +113,10 @@ def _train(
         recipe=_portable_recipe(recipe),
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
-    trainer = _build(chosen, base, examples, args, [EvaluateAtEnd(), gather, ProgressLines(say)])
+    assistant_only = recipe.training.get("assistant_only_loss")
+    trainer = _build(chosen, base, examples, args, [EvaluateAtEnd(), gather, ProgressLines(say)], assistant_only)
+    if examples.form == "messages":
+        say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     say("saving")
     facts = _finish(recipe, folder, trainer, examples)
@@ -134,12 +142,16 @@ def _trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
     return settings
 
 
-def _build(chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any]) -> SFTTrainer:
+def _build(
+    chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any], assistant_only: bool | None
+) -> SFTTrainer:
     """Build the trainer, turning peft's and trl's own complaints about the recipe into ours."""
     from .training import build_trainer
 
     try:
-        return build_trainer(chosen, base, examples, args, callbacks)
+        return build_trainer(chosen, base, examples, args, callbacks, assistant_only)
+    except ConfigError:
+        raise
     except ValueError as error:
         if "Target modules" in str(error):
             raise ConfigError(
@@ -162,7 +174,7 @@ def _portable_recipe(recipe: Recipe) -> str:
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
-    from .adapters import adapter_bytes, save_adapter
+    from .adapters import describe_saved, save_adapter
     from .evaluation import answer_samples
     from .plots import plot_loss
 
@@ -174,7 +186,8 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     facts = replace(
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
-        adapter={**facts.adapter, "bytes": adapter_bytes(folder.root)},
+        adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
+        evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
     )
     facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
@@ -182,6 +195,20 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
+
+
+def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of the saved adapter, and what it was while it trained where that was something else."""
+    if saved["kind"] != trained["kind"]:  # AdaLoRA leaves as LoRA with ranks of its own; the trained rank is their mean
+        return {**trained, **saved, "rank": trained["rank"], "trained_as": trained["kind"]}
+    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave for the unchanged base with twice the rank
+        return {**trained, **saved, "trained_rank": trained["rank"]}
+    return {**trained, **saved}
+
+
+def _of_the_base(evaluation: Mapping[str, Any], init: str | None) -> dict[str, Any]:
+    """Return the evaluation without what only seems the base's: LoftQ's adapter is more than nothing at step 0."""
+    return {who: measured for who, measured in evaluation.items() if who != "base" or init != "loftq"}
 
 
 def _title(facts: Facts) -> str:

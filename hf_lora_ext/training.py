@@ -11,9 +11,10 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
+from .attention import check_packing
 from .choices import dtype_for
 from .errors import ConfigError, nearest
-from .methods import METHOD_FACTS, check_features
+from .methods import METHOD_FACTS, check_features, init_facts
 from .run_choices import LORAPLUS_RATIO
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
     from .base_models import BaseModel
+    from .configuration import Preset
     from .data import Examples
-    from .presets import Preset
 
 __all__ = [
     "adapter_config",
     "build_trainer",
+    "counts_assistant_only",
+    "marks_assistant",
     "method_callbacks",
     "model_kwargs",
     "optimizer_cls_and_kwargs",
@@ -43,7 +46,10 @@ logger = logging.getLogger(__name__)
 def adapter_config(preset: Preset) -> PeftConfig:
     """Return the preset's adapter as a new peft configuration, or a copy of the user's own."""
     if preset.own_lora_config is not None:
-        return copy.deepcopy(preset.own_lora_config)
+        own = copy.deepcopy(preset.own_lora_config)
+        if init_facts(preset.init).by_callback:
+            own.init_lora_weights = True
+        return own
     import peft
 
     kind, given = adapter_arguments(preset)
@@ -88,7 +94,7 @@ def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict
 
 
 def method_callbacks(preset: Preset) -> list[TrainerCallback]:
-    """Return new callbacks that the method and the initialisation need."""
+    """Return new callbacks that method, initialisation and new tokens need."""
     from . import callbacks
 
     return [getattr(callbacks, kind)(**given) for kind, given in callback_arguments(preset)]
@@ -140,8 +146,11 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
             raise ConfigError(f"{name!r} is not a field of SFTConfig; {nearest(name, known)}")
     fitted = fitted_to_this_machine(preset)
     settings = {"output_dir": output_dir, **training_arguments(fitted, checkpointing)}
-    asked = overrides.get("gradient_checkpointing") or overrides.get("activation_checkpointing")
-    check_features(METHOD_FACTS[fitted.method].features | ({"checkpointing"} if asked else set()))
+    asked = {"checkpointing"} if overrides.get(checkpointing) else set()
+    asked |= {"packing"} if overrides.get("packing") else set()
+    check_features(METHOD_FACTS[fitted.method].features | asked)
+    if overrides.get("packing"):
+        check_packing(fitted.shape, fitted.attention)
     try:
         return SFTConfig(**(settings | overrides))
     except ValueError as error:
@@ -156,20 +165,80 @@ def _renamed(field: str, checkpointing: str) -> str:
     return field
 
 
+def marks_assistant(tokenizer: Any) -> bool:
+    """Return whether trl can tell the assistant's turns from the others, each with the token that ends it.
+
+    The chat template marks them (`{% generation %}`), or trl has a marked form of this template.
+    """
+    from trl.chat_template_utils import (
+        get_training_chat_template,
+        has_generation_markers,
+        is_chat_template_stop_token_trained,
+    )
+
+    if not tokenizer.chat_template:
+        return False
+    try:
+        marked = None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
+        return bool(is_chat_template_stop_token_trained(tokenizer, chat_template=marked))
+    except ValueError:  # a template that trl does not know
+        return False
+
+
+def counts_assistant_only(tokenizer: Any, form: str, wished: bool | None) -> bool:
+    """Return whether the loss counts the assistant's turns alone: for messages, wherever that can be had.
+
+    Training on the answers alone did better than on questions too (QLoRA, table 10).
+
+    Args:
+        tokenizer: The model's tokenizer.
+        form: `prompt-completion`, of which trl counts the completion; `messages`; or `text`.
+        wished: What the user said; None leaves it to the template.
+
+    Raises:
+        ConfigError: If it was asked for and cannot be had.
+    """
+    if wished is not None and not wished:
+        return False
+    can = form == "messages" and marks_assistant(tokenizer)
+    if wished and not can:
+        why = (
+            "the chat template does not mark the assistant's turns ({% generation %}), and trl has no marked form of it"
+        )
+        raise ConfigError(
+            f"assistant_only_loss: {why if form == 'messages' else f'the data is {form}, not messages'}; leave it out"
+        )
+    return can
+
+
 def build_trainer(
     preset: Preset,
     base: BaseModel,
     examples: Examples,
     args: SFTConfig,
     callbacks: Sequence[TrainerCallback] = (),
+    assistant_only: bool | None = None,
 ) -> SFTTrainer:
-    """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it."""
+    """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it.
+
+    Args:
+        preset: The preset.
+        base: Where the base is.
+        examples: What it learns and is measured on.
+        args: The trainer's configuration.
+        callbacks: Callbacks beside the preset's own.
+        assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
+
+    Raises:
+        ConfigError: If only the assistant's turns are to count and cannot be told from the others.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
     from trl import SFTTrainer
 
     args = copy.copy(args)
     args.model_init_kwargs = None  # the model is loaded here, with these and more
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
+    args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
     model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
     model.name_or_path = model.config._name_or_path = base.recorded_name
     set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that

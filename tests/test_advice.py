@@ -118,3 +118,15 @@ def test_your_own_values_win_over_advice():
 def test_an_automatic_rank_that_cannot_be_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         preset("no/such-model", **given)
+
+
+def test_a_mixture_is_advised_what_its_preset_adapts():
+    from hf_lora_ext.families import shape_from_config
+    from hf_lora_ext.hardware import Hardware
+    from hf_lora_ext.presets import decide
+
+    shape = shape_from_config({"model_type": "mixtral"})
+    advice = advise(shape, tokens=10**9)
+    assert advice.targets == decide(shape, Hardware(kind="cpu")).targets != "all-linear"
+    held = 2.0 * shape.lora_parameters(advice.rank, advice.targets)
+    assert next(w.value for w in advice.warnings if w.name == "capacity") == f"{10**9 / held:.1f}x full"

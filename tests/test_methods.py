@@ -1,13 +1,12 @@
 """Methods and initialisations: every one trains, saves and reloads with peft alone; what cannot be is refused early."""
 
 import itertools
-import warnings
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import logits, losses, reloaded, trainer_for
 
 from hf_lora_ext.choices import starting_rank
 from hf_lora_ext.errors import ConfigError
@@ -17,11 +16,10 @@ from hf_lora_ext.presets import decide, preset
 from hf_lora_ext.run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, check_run, run_features
 from hf_lora_ext.sizes import ModelShape
 
-EIGHT = PAIRS[:8]
 TRAINABLE_INITS = [name for name, init in INITS.items() if not init.refusal]
 CARD = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True, name="A10G")
 TWO_CARDS = Hardware(kind="cuda", devices=2, memory_gib=24, has_bfloat16=True, name="A10G")
-SEVEN_BILLION = ModelShape(parameters=7 * 10**9, source="test")
+SEVEN_BILLION = ModelShape(parameters=7 * 10**9, source="test", family="llama")
 runs = st.builds(
     RunWishes,
     init=st.none() | st.sampled_from(list(INITS)),
@@ -30,63 +28,6 @@ runs = st.builds(
     packing=st.none() | st.booleans(),
     sharding=st.none() | st.sampled_from(SHARDINGS),
 )
-
-
-@pytest.fixture(scope="module")
-def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama whose logits are wide enough to fit an answer with a frozen head."""
-    import torch
-    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "wide-llama"
-    config = AutoConfig.from_pretrained(
-        tiny_model, hidden_size=64, intermediate_size=128, head_dim=16, initializer_range=0.1
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    return folder
-
-
-def trainer_for(p, folder: Path, steps: int, **overrides):
-    from datasets import Dataset
-    from trl import SFTTrainer
-
-    settings = {"save_strategy": "no", "logging_steps": 1} | overrides
-    args = p.sft_config(
-        str(folder), max_steps=steps, report_to="none", disable_tqdm=True, per_device_train_batch_size=8,
-        gradient_accumulation_steps=1, warmup_steps=3, **settings,
-    )  # fmt: skip
-    return SFTTrainer(
-        model=p.model_id, args=args, train_dataset=Dataset.from_list(EIGHT), peft_config=p.peft_config,
-        quantization_config=p.quantization_config, optimizer_cls_and_kwargs=p.optimizer_cls_and_kwargs(args),
-        callbacks=p.callbacks(),
-    )  # fmt: skip
-
-
-def logits(model):
-    import torch
-
-    with torch.no_grad():
-        return model.eval()(torch.tensor([[5, 9, 17, 33]])).logits
-
-
-def reloaded(p, adapter: Path):
-    """The saved adapter on a freshly loaded base, by peft alone, its weights in the precision that they trained in."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(p.model_id, **p.model_kwargs), adapter)
-    if p.adapter_dtype == "bfloat16":  # peft reloads an adapter in float32
-        for name, weight in model.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
-                weight.data = weight.data.to(torch.bfloat16)
-    return model
-
-
-def losses(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 RATES = {"rslora": 1e-2, "adalora": 5e-2, "prefix": 5e-2}
@@ -105,33 +46,15 @@ def test_a_method_overfits_eight_examples_and_reloads_with_peft_alone(method: st
     assert (logits(trainer.model) - logits(reloaded(p, tmp_path / "adapter"))).abs().max() <= rounding
 
 
-@pytest.mark.parametrize("init", TRAINABLE_INITS)
-def test_an_initialisation_trains_and_its_adapter_gives_the_same_answers_on_the_plain_base(
-    init: str, wide_model: Path, tmp_path: Path
-):
-    from peft import PeftConfig
-
-    p = preset(str(wide_model), init=init, rank=4)
-    trainer = trainer_for(p, tmp_path, steps=25, learning_rate=5e-3 if INITS[init].changes_base else 2e-2)
-    base = logits(trainer.model)
-    trainer.train()
-    assert losses(trainer)[-1] < losses(trainer)[0] / 2
-    trained = logits(trainer.model)
-    assert (trained - base).abs().max() > 1
-    trainer.save_model(str(tmp_path / "adapter"))
-    assert (trained - logits(reloaded(p, tmp_path / "adapter"))).abs().max() == 0
-    if INITS[init].changes_base:
-        plain = tmp_path / "plain_adapter"
-        config = PeftConfig.from_pretrained(plain)
-        assert (config.r, config.lora_alpha, config.init_lora_weights) == (8, 16, True)
-        assert (trained - logits(reloaded(p, plain))).abs().max() < 1e-4
-    else:
-        assert not (tmp_path / "plain_adapter").exists()
-
-
+@pytest.mark.filterwarnings("ignore:.*quantization.*:UserWarning", "ignore:MatMul8bitLt.*:UserWarning")
 @pytest.mark.parametrize(
-    "wishes", [{"optimizer": "loraplus"}, {"init": "pissa"}, {"method": "dora"}, {"method": "prefix"}]
-)
+    "wishes",
+    [
+        {"optimizer": "loraplus"}, {"init": "pissa"}, {"init": "eva"}, {"method": "dora"}, {"method": "prefix"},
+        {"method": "qlora"}, {"method": "qlora8"}, {"method": "qdora"}, {"method": "qlora", "init": "loftq"},
+    ],
+    ids=lambda wishes: "-".join(wishes.values()),
+)  # fmt: skip
 def test_a_resumed_run_equals_an_uninterrupted_one(wishes: dict, wide_model: Path, tmp_path: Path):
     import torch
 
@@ -221,11 +144,12 @@ def test_a_run_that_is_accepted_holds_no_conflict_and_a_refusal_names_an_alterna
     check_features(features | ({"packing"} if p.packing else set()) | {p.sharding})
     assert (p.init, p.sharding) == (run.init or "default", run.sharding or ("ddp" if hardware.devices > 1 else "none"))
     assert p.optimizer == (run.optimizer or p.optimizer)
-    assert p.packing <= p.attention.startswith("flash")
+    apart = p.attention.startswith("flash") and method != "prefix"
+    assert p.packing == (apart if run.packing is None else run.packing)
 
 
 def test_the_table_of_conflicts_is_whole():
-    known = {"checkpointing", "packing", "target_parameters", "dropout", "paged", "loraplus", *SHARDINGS}
+    known = {"checkpointing", "packing", "target_parameters", "new_tokens", "dropout", "paged", "loraplus", *SHARDINGS}
     known |= {f"init {name}" for name in INITS} | {f for facts in METHOD_FACTS.values() for f in facts.features}
     pairs = [frozenset((c.one, c.other)) for c in CONFLICTS]
     assert set().union(*pairs) <= known
@@ -245,8 +169,9 @@ def test_each_conflict_is_refused_with_its_reason_and_alternative(conflict):
     [
         ({"method": "dora", "init": "pissa"}, "init pissa does not work with dora"),
         ({"method": "qlora", "init": "pissa"}, "init pissa does not work with 4-bit: .*; use init gaussian"),
-        ({"method": "qlora", "init": "loftq"}, "init loftq needs the unquantised weights .*replace_lora_weights_loftq"),
-        ({"init": "eva"}, "init eva needs data.*initialize_lora_eva_weights"),
+        ({"init": "loftq"}, "init loftq does not work with lora: nothing is quantised .*; use method qlora"),
+        ({"method": "qdora", "init": "loftq"}, "init loftq does not work with dora"),
+        ({"init": "eva", "sharding": "fsdp"}, "fsdp does not work with init eva: .*; use sharding ddp"),
         ({"init": "corda"}, "init corda needs data"),
         ({"init": "lora_ga"}, "init lora_ga needs gradients"),
         ({"init": "pissa_niter_4"}, "init pissa_niter_4 draws its SVD at random.*use init pissa"),
@@ -261,7 +186,6 @@ def test_each_conflict_is_refused_with_its_reason_and_alternative(conflict):
         ({"optimizer": "adam"}, "optimizer 'adam' is not known; did you mean `adamw`"),
         ({"sharding": "zero"}, "sharding 'zero' is not known; did you mean `zero3`"),
         ({"attention": "flash"}, "attention 'flash' is not known"),
-        ({"packing": True}, "packing needs an attention that keeps examples apart"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_model_is_looked_up(wishes: dict, message: str):
@@ -310,19 +234,6 @@ def test_paged_8_bit_moments_only_where_they_save_a_gibibyte():
     assert decide(wide(70), CARD, method="qlora", run=RunWishes(sharding="fsdp")).optimizer == "adamw"
     assert decide(wide(70), Hardware(kind="cpu"), method="qlora").optimizer == "adamw"
     assert decide(wide(7), CARD, method="qlora").optimizer == "adamw"
-
-
-def test_what_the_refusals_recommend_for_eva_exists():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import peft
-        from peft.tuners.lora import preprocess_loraga
-        from peft.tuners.lora.corda import preprocess_corda
-
-    assert callable(peft.initialize_lora_eva_weights)
-    assert callable(peft.replace_lora_weights_loftq)
-    assert callable(preprocess_loraga)
-    assert callable(preprocess_corda)
 
 
 def test_a_known_method_and_start_are_accepted():

@@ -125,7 +125,7 @@ def test_a_wish_that_cannot_be_right_is_refused_with_the_remedy(method, wishes, 
 
 
 def test_a_lora_config_beside_a_rank_is_refused():
-    with pytest.raises(ConfigError, match="lora_config and rank, alpha were both given; set rank inside"):
+    with pytest.raises(ConfigError, match="lora_config and rank, alpha were both given; set r inside it"):
         check_wishes("lora", LoraWishes(rank=8, alpha=16), object())
 
 

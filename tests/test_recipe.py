@@ -138,7 +138,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(raw, hint):
         {"task": "poem", "rank": "auto"},
         {"task": "chat"},
         {"rank": "automatic"},
-        {"init": "eva"},
+        {"init": "corda"},
         {"optimizer": "sgd"},
         {"attention": "flash"},
         {"sharding": "zero"},

@@ -48,6 +48,41 @@ def whole_run(recipe: Recipe, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, {"kind": "LORA", "rank": 4}),
+        ({"init": "pissa"}, {"kind": "LORA", "rank": 8, "alpha": 16, "trained_rank": 4}),
+        ({"method": "adalora"}, {"kind": "LORA", "rank": 4, "trained_as": "ADALORA"}),
+    ],
+    ids=["lora", "pissa", "adalora"],
+)
+def test_the_facts_are_those_of_the_adapter_that_is_saved(recipe: Recipe, changes: dict, told: dict):
+    result = run_recipe(replace(recipe, rank=4, **changes), say=lambda line: None)
+    adapter = result.facts.adapter
+    config = json.loads((result.folder / "adapter_config.json").read_text())
+    assert {key: adapter[key] for key in told} == told
+    assert adapter["config"]["r"] == config["r"]
+    assert adapter["bytes"] == (result.folder / "adapter_model.safetensors").stat().st_size
+    assert ("trained_rank" in adapter, "trained_as" in adapter) == ("trained_rank" in told, "trained_as" in told)
+    assert f"rank-{told['rank']}" in (result.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("changes", [{"init": "eva"}, {"init": "loftq", "method": "qlora"}], ids=["eva", "loftq"])
+@pytest.mark.filterwarnings("ignore:.*quantization.*:UserWarning")
+def test_a_start_from_data_or_weights_runs_from_a_recipe_and_resumes_to_the_same_bytes(
+    recipe: Recipe, changes: dict, tmp_path: Path
+):
+    recipe = replace(recipe, rank=4, **changes)
+    whole = run_recipe(replace(recipe, output_dir=str(tmp_path / "whole")), say=lambda line: None)
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stopping_at(5))
+    resumed = run_recipe(recipe, say=lambda line: None)
+    assert resumed.status == "resumed"
+    assert weights(resumed.folder) == weights(whole.folder)
+    assert set(whole.facts.evaluation) == ({"adapter"} if recipe.init == "loftq" else {"base", "adapter"})
+
+
 def test_a_run_leaves_adapter_facts_card_and_plot(recipe: Recipe):
     lines: list[str] = []
     result = run_recipe(recipe, lines.append)

@@ -1,9 +1,22 @@
 """Trainer callbacks: each works in TRL's SFTTrainer and in every other Hugging Face trainer."""
 
 from .adalora import AdaLoraCallback
+from .adapter_precision import AdapterPrecisionCallback
 from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
+from .new_tokens import NewTokensCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
+from .start import EvaCallback, LoftqCallback
 
-__all__ = ["AdaLoraCallback", "EvaluateAtEnd", "FactsCallback", "PlainAdapterCallback", "ProgressLines"]
+__all__ = [
+    "AdaLoraCallback",
+    "AdapterPrecisionCallback",
+    "EvaCallback",
+    "EvaluateAtEnd",
+    "FactsCallback",
+    "LoftqCallback",
+    "NewTokensCallback",
+    "PlainAdapterCallback",
+    "ProgressLines",
+]

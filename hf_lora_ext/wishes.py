@@ -1,0 +1,97 @@
+"""What the user fixed of the adapter, and what of it cannot be right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from .errors import ConfigError, nearest
+from .methods import METHOD_FACTS, METHODS, check_features
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+__all__ = ["LoraWishes", "check_wishes", "wish_features"]
+
+_BASES: Final = ("lora", "qlora", "qlora8")
+"""Methods that say only how the base is held, and so go with a LoraConfig of the user's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraWishes:
+    """What the user fixed of the adapter; None leaves it to the preset."""
+
+    rank: int | None = None
+    """Rank of every adapted layer."""
+    alpha: int | None = None
+    """LoRA's alpha; the update is scaled by alpha / rank."""
+    dropout: float | None = None
+    """Dropout on the adapter's input."""
+    targets: str | tuple[str, ...] | None = None
+    """Module names to adapt, or `all-linear`."""
+    experts: bool | None = None
+    """Whether the experts of a mixture get an adapter each."""
+    new_tokens: tuple[int, ...] | None = None
+    """Ids of tokens that the user added, whose embeddings train."""
+
+
+_IN_LORA_CONFIG: Final = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules",
+                          "experts": "target_parameters", "new_tokens": "trainable_token_indices"}  # fmt: skip
+
+
+def wish_features(wishes: LoraWishes) -> frozenset[str]:
+    """Return what the wishes bring into the table of conflicts, for `methods.check_features`."""
+    found = {
+        "target_parameters": wishes.experts,
+        "dropout": wishes.dropout,
+        "new_tokens": wishes.new_tokens,
+    }
+    return frozenset(name for name, present in found.items() if present)
+
+
+def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None = None) -> None:
+    """Raise for the first wish that cannot be right.
+
+    Raises:
+        ConfigError: With what was found, what is needed, and how to fix it.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r} is not known; {nearest(str(method), METHODS)}")
+    if lora_config is not None and method not in _BASES:
+        raise ConfigError(
+            f"lora_config and method {method} were both given; make it part of the LoraConfig (use_dora, use_rslora), "
+            f"and choose how the base is held: {', '.join(_BASES)}"
+        )
+    if lora_config is not None and wishes != LoraWishes():
+        given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
+        raise ConfigError(
+            f"lora_config and {', '.join(given)} were both given; set {_IN_LORA_CONFIG[given[0]]} inside it instead"
+        )
+    if method == "prefix" and wishes != LoraWishes():
+        given = [name for name in LoraWishes.__slots__ if getattr(wishes, name) is not None]
+        raise ConfigError(f"method prefix has no {' and no '.join(given)}; leave it out, or use method lora")
+    for name in ("rank", "alpha"):
+        value = getattr(wishes, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name}={value!r} must be a whole number from 1; leave it out for the preset's own")
+    if wishes.dropout is not None and not (isinstance(wishes.dropout, (int, float)) and 0 <= wishes.dropout < 1):
+        raise ConfigError(f"dropout={wishes.dropout!r} must be from 0 up to, not including, 1; 0.05 is customary")
+    if wishes.targets is not None and not (
+        wishes.targets and all(isinstance(name, str) and name for name in wishes.targets)
+    ):
+        raise ConfigError("targets is empty, so nothing would train; name modules such as q_proj, or all-linear")
+    if wishes.experts is not None and not isinstance(wishes.experts, bool):
+        raise ConfigError(f"experts={wishes.experts!r} must be True or False; name single parameters in a LoraConfig")
+    if wishes.new_tokens is not None:
+        _check_tokens(wishes.new_tokens)
+    check_features(METHOD_FACTS[method].features | wish_features(wishes))
+
+
+def _check_tokens(ids: tuple[int, ...]) -> None:
+    if not ids or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in ids):
+        raise ConfigError(
+            f"new_tokens={list(ids)!r} must be token ids; give tokenizer.convert_tokens_to_ids([...]) after adding the "
+            "tokens and resizing the embedding"
+        )
+    if len(set(ids)) < len(ids):
+        raise ConfigError(f"new_tokens={list(ids)!r} names a token twice; name each once")
