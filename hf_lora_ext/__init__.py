@@ -9,14 +9,14 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
+from .errors import AdapterError, BudgetError, ConfigError, LoraExtError, ResumeError
 from .hardware import Hardware
 from .presets import Preset, preset
 from .sizes import ModelShape
 
 if TYPE_CHECKING:
     from .advice import Advice, advise
-    from .callbacks import AdaLoraCallback, FactsCallback
+    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback
     from .cards import render_card, write_card
     from .facts import Facts
     from .recipe import Recipe, load_recipe
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaLoraCallback",
     "AdapterError",
+    "AdaptiveRankCallback",
     "Advice",
+    "BudgetError",
     "ConfigError",
     "Facts",
     "FactsCallback",
@@ -53,6 +55,7 @@ _LAZY: Final = {
     "Advice": "advice",
     "advise": "advice",
     "AdaLoraCallback": "callbacks",
+    "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
     "RunResult": "runner",
     "run_recipe": "runner",
