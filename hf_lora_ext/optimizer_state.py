@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -55,7 +56,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """
     kind = type(optimizer)
     library = kind.__module__.partition(".")[0]
-    if kind.__name__ not in SUPPORTED or library not in ("torch", "transformers", "bitsandbytes"):
+    name = re.sub("^Paged|(8|32)bit$", "", kind.__name__)
+    if name not in SUPPORTED or library not in ("torch", "transformers", "bitsandbytes"):
         problem = f"the state of {kind.__module__}.{kind.__name__} is not known to change with a parameter's shape"
     elif library == "bitsandbytes" and optimizer.args.optim_bits != 32:
         problem = f"{kind.__name__} of bitsandbytes packs its state in blocks of 8 bits, which cannot be cut"
