@@ -103,8 +103,8 @@ def _watch_lookup(factors: LoraFactors, seen: Callable[[Tensor], None]) -> Calla
     layer = factors.layer
     lookup = layer._embed
 
-    def watched(ids: Tensor, weight: Tensor) -> Any:
-        z = lookup(ids, weight)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        z = lookup(*args, **kwargs)
         seen(z)
         return z
 

@@ -132,7 +132,7 @@ def test_optimizers_whose_state_cannot_be_cut_are_refused_with_what_can():
 
     p = [nn.Parameter(torch.zeros(8, 8))]
     for packed in (bitsandbytes.optim.AdamW8bit(p), bitsandbytes.optim.Lion8bit(p)):
-        with pytest.raises(ConfigError, match="8 bits.*adamw_torch"):
+        with pytest.raises(ConfigError, match=r"8 bits.*adamw_torch"):
             check_optimizer(packed)
     with pytest.raises(ConfigError, match="pages"):
         check_optimizer(bitsandbytes.optim.PagedAdamW32bit(p))
