@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from .lora_layers import LoraFactors
 
-__all__ = ["Moments", "Probe", "from_main", "pool_on_main_"]
+__all__ = ["Moments", "Probe", "Witness", "from_main", "pool_on_main_"]
 
 Decision = TypeVar("Decision")
 
@@ -110,6 +110,37 @@ def _watch_lookup(factors: LoraFactors, seen: Callable[[Tensor], None]) -> Calla
 
     layer._embed = watched
     return lambda: layer.__dict__.pop("_embed", None)
+
+
+class Witness:
+    """Remembers the last batch that the model trained on, to tell its loss before and after a change of ranks."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._inputs: dict[str, Any] = {}
+        self._handle = model.register_forward_pre_hook(self._remember, with_kwargs=True)
+
+    def _remember(self, model: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
+        if model.training and torch.is_grad_enabled():
+            self._inputs = inputs
+
+    def loss(self) -> float | None:
+        """Return the model's own loss on the batch, without dropout; None where the trainer never asks it for one."""
+        if not self._inputs:
+            return None
+        training = self._model.training
+        self._model.eval()
+        try:
+            with torch.no_grad():
+                loss = getattr(self._model(**self._inputs), "loss", None)
+        finally:
+            self._model.train(training)
+        return None if loss is None else float(loss)
+
+    def stop(self) -> None:
+        """Forget the batch, and remember no more."""
+        self._handle.remove()
+        self._inputs = {}
 
 
 def pool_on_main_(moments: Mapping[str, Moments]) -> None:

@@ -238,6 +238,8 @@ def test_ranks_move_in_every_trl_trainer(kind: str, tiny_model: Path, tmp_path: 
     trainer = trl_trainer(kind, tiny_model, tmp_path, [ours])
     trainer.train()
     assert len(ours.state_.history) == 2
+    told = [event["probe_loss_after"] is not None for event in ours.state_.history]
+    assert all(told) or kind == "Reward"  # whose loss the trainer makes of two answers
     assert ours.layers_.parameters <= ours.budget_
     assert len(set(ours.layers_.ranks.values())) > 1
 
@@ -341,6 +343,25 @@ def test_optimizers_of_the_trainer_go_on_after_a_change(optim: str, tiny_model: 
     assert all(loss < 8 for loss in losses)
     held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+
+
+def test_every_tracker_gets_each_event_and_the_history_says_what_it_did(tiny_model: Path, tmp_path: Path) -> None:
+    class Tracker(TrainerCallback):
+        def __init__(self) -> None:
+            self.seen: list[dict] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, *, logs: dict, **kwargs: Any) -> None:
+            self.seen.append(dict(logs))
+
+    tracker, ours = Tracker(), callback()
+    trainer = build(adapted(tiny_model), tmp_path, tracker, ours)
+    trainer.train()
+    told = [logs for logs in tracker.seen if "adaptive_rank/parameters" in logs]
+    history = json.loads((tmp_path / "rank_history.json").read_text())
+    assert [logs["adaptive_rank/parameters"] for logs in told] == [e["parameters"] for e in history["events"]]
+    assert [e["step"] for e in trainer.state.log_history if "adaptive_rank/seconds" in e] == [3, 5, 7]
+    jumps = [event["probe_loss_after"] - event["probe_loss_before"] for event in history["events"]]
+    assert all(0 < abs(jump) < 0.05 for jump in jumps)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------

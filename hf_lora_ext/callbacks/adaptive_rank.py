@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
 
 from ..allocation import allocate_ranks
 from ..errors import ConfigError, ResumeError, nearest
@@ -21,7 +23,8 @@ from ..facts import write_text_atomically
 from ..lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
 from ..low_rank import Basis
 from ..optimizer_state import check_optimizer
-from ..probes import Moments, Probe, from_main, pool_on_main_
+from ..plots import plot_ranks
+from ..probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..rank_change import change_ranks_, mask_ranks_
 from ..rank_criteria import CRITERIA, Criterion, find_bases
 from ..rank_events import RankEvent, check_target, plan_events
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["AdaptiveRankCallback"]
 
 HISTORY_FILE: Final = "rank_history.json"
+PLOT_FILE: Final = "rank_history.png"
 logger = logging.getLogger(__name__)
 
 
@@ -96,6 +100,8 @@ class AdaptiveRankCallback(TrainerCallback):
         self.width_ = round(self.start_factor * self.budget_ / uniform)
         self.probe_: Probe | None = None
         self.state_, self.recalled_ = RankState({}), RankState({})
+        self.news_: dict[str, Any] = {}
+        _come_before_trackers_(self)
         self._widen(args.seed)
         check_target(self.layers_.parameters, self.budget_, min(self.layers_.costs.values()))
         load_by_ranks_(self.layers_, lambda folder: self._recall(folder, args))
@@ -130,6 +136,7 @@ class AdaptiveRankCallback(TrainerCallback):
         step = state.global_step + 1
         if self.probe_ is None and any(event.probe_from <= step <= event.step for event in self.plan_):
             self.probe_ = Probe(self.layers_.live, self.state_.moments)
+            self.witness_ = Witness(self.layers_.model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Change the ranks where the plan says so; gradients are cleared, and no checkpoint is written yet."""
@@ -138,6 +145,21 @@ class AdaptiveRankCallback(TrainerCallback):
                 self._act(event.budget, state, args.world_size)
         if control.should_save and self.probe_ is not None and args.world_size > 1:
             pool_on_main_(self.probe_.moments)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        """Add an event's numbers to the next log, before any tracker reads it."""
+        logs |= self.news_
+        if state.log_history and self.news_:
+            state.log_history[-1] |= self.news_
+        self.news_ = {}
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **kwargs: Any
@@ -153,13 +175,22 @@ class AdaptiveRankCallback(TrainerCallback):
             bases, ranks = self._decide(self.budget_, state.global_step, args.world_size)
             removed = change_ranks_(model, self.layers_.live, bases, ranks, torch.optim.SGD([torch.zeros(1)]))
             self.layers_.leave_(removed)
-            self._note(state, 0.0)
+            self._note(state)
         if self.probe_ is not None:
             self.probe_.stop()
+            self.witness_.stop()
         if state.is_world_process_zero:
-            told = {"budget": self.budget_, "ranks": self.layers_.ranks, "events": self.state_.history}
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            write_text_atomically(Path(args.output_dir) / HISTORY_FILE, json.dumps(told, indent=2) + "\n")
+            self._leave_history(Path(args.output_dir))
+
+    def _leave_history(self, folder: Path) -> None:
+        """Write the ranks and how they came about, as JSON and as a picture."""
+        history = self.state_.history
+        told = {"budget": self.budget_, "ranks": self.layers_.ranks, "events": history}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(folder / HISTORY_FILE, json.dumps(told, indent=2) + "\n")
+        start = [(0, self.state_.settings["start_ranks"])]
+        title = f"rank of each layer; budget {self.budget_:,} parameters"
+        plot_ranks(start + [(event["step"], event["ranks"]) for event in history], folder / PLOT_FILE, title)
 
     def _widen(self, seed: int) -> None:
         """Bring every layer to the start width, without changing what the model answers."""
@@ -173,13 +204,16 @@ class AdaptiveRankCallback(TrainerCallback):
     def _act(self, budget: int, state: TrainerState, processes: int) -> None:
         """Decide the ranks under the budget, change them, and note it."""
         began = time.perf_counter()
+        before = self.witness_.loss()
         bases, ranks = self._decide(budget, state.global_step, processes)
         change = self.layers_.model, self.layers_.live, bases, ranks, self.optimizer_
         if processes > 1:
             mask_ranks_(*change)
         else:
             self.layers_.leave_(change_ranks_(*change))
-        self._note(state, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._note(state, seconds, before, self.witness_.loss())
+        self.witness_.stop()
 
     def _decide(self, budget: int, step: int, processes: int) -> tuple[dict[str, Basis], dict[str, int]]:
         """Return the directions in order, and how many each layer keeps; the same on every process."""
@@ -196,22 +230,31 @@ class AdaptiveRankCallback(TrainerCallback):
         worth = {name: (basis.values.square() / 2).tolist() for name, basis in bases.items()}
         return bases, allocate_ranks(worth, self.layers_.costs, budget)
 
-    def _note(self, state: TrainerState, seconds: float) -> None:
-        ranks = self.layers_.ranks
-        entry = {"step": state.global_step, "parameters": self.layers_.parameters, "ranks": ranks}
-        self.state_.history.append(entry)
-        numbers = {"adaptive_rank/parameters": entry["parameters"], "adaptive_rank/highest": max(ranks.values()),
-                   "adaptive_rank/layers": sum(rank > 0 for rank in ranks.values()),
-                   "adaptive_rank/seconds": round(seconds, 3)}  # fmt: skip
-        state.log_history.append({"step": state.global_step, "epoch": state.epoch} | numbers)
-        logger.info("adaptive rank: %s", numbers)
+    def _note(
+        self,
+        state: TrainerState,
+        seconds: float | None = None,
+        loss_before: float | None = None,
+        loss_after: float | None = None,
+    ) -> None:
+        """Keep an event for the history, and its numbers for the trainer's next log."""
+        ranks, parameters = self.layers_.ranks, self.layers_.parameters
+        seen = {"probe_loss_before": loss_before, "probe_loss_after": loss_after}
+        self.state_.history.append({"step": state.global_step, "parameters": parameters, "ranks": ranks} | seen)
+        numbers = {
+            "parameters": parameters,
+            "highest": max(ranks.values()),
+            "layers": sum(rank > 0 for rank in ranks.values()),
+            "seconds": seconds,
+        }
+        self.news_ = {f"adaptive_rank/{name}": n for name, n in (numbers | seen).items() if n is not None}
+        logger.info("adaptive rank: %s", self.news_)
 
     def _settings(self, max_steps: int) -> dict[str, Any]:
-        return {
-            "budget": self.budget_, "start": self.layers_.parameters, "criterion": self.criterion,
-            "events": self.events, "first": self.first, "last": self.last, "probe_steps": self.probe_steps,
-            "max_steps": max_steps,
-        }  # fmt: skip
+        """Return all that the events follow from."""
+        names = ("criterion", "events", "first", "last", "probe_steps")
+        now = {"budget": self.budget_, "start": self.layers_.parameters, "start_ranks": self.layers_.ranks}
+        return now | {name: getattr(self, name) for name in names} | {"max_steps": max_steps}
 
     def _plan(self, max_steps: int, start: int) -> tuple[RankEvent, ...]:
         if start <= self.budget_:  # a second train(): the ranks are where they should be
@@ -233,7 +276,7 @@ class AdaptiveRankCallback(TrainerCallback):
         saved = self.recalled_.settings
         if not saved:
             raise ResumeError("no adapter was loaded; resume with trainer.train(resume_from_checkpoint=...)")
-        settings = settings | {"start": saved["start"]}  # what is live now may have been cut since
+        settings |= {key: saved[key] for key in ("start", "start_ranks")}  # what is live now may have been cut since
         changed = [f"{key} was {saved.get(key)} and is {now}" for key, now in settings.items() if saved.get(key) != now]
         if changed:
             raise ResumeError(f"the run was planned otherwise: {', '.join(changed)}; set it back, or start anew")
@@ -260,3 +303,16 @@ def _refuse(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
         problem = "push_to_hub=True would push checkpoints that are over the budget"
     if problem:
         raise ConfigError(f"AdaptiveRankCallback: {problem}; switch it off, or use a plain LoraConfig")
+
+
+def _come_before_trackers_(callback: TrainerCallback) -> None:
+    """Move the callback ahead of the trackers in its trainer, so that what it adds to a log reaches them.
+
+    A trainer calls its trackers before the user's callbacks and tells a callback neither itself nor the list; the
+    list's owner is the one that has called `on_init_end`. Where it is not, the numbers are in `log_history` alone.
+    """
+    frame = sys._getframe(2)
+    handler = frame.f_locals.get("self")
+    if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
+        handler.callbacks.remove(callback)
+        handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
