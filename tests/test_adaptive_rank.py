@@ -1,13 +1,14 @@
 """AdaptiveRankCallback in real trainers: ranks move, the budget holds, state survives, the adapter is ordinary."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import PAIRS
+from conftest import PAIRS, write_jsonl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from transformers import (
@@ -22,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+import hf_lora_ext
 from hf_lora_ext import AdapterError, AdaptiveRankCallback, BudgetError, ConfigError, ResumeError
 from hf_lora_ext.lora_layers import lora_layers
 from hf_lora_ext.rank_change import change_ranks_
@@ -413,3 +415,12 @@ def test_a_checkpoint_of_another_plan_is_refused(tiny_model: Path, tmp_path: Pat
     build(adapted(tiny_model), tmp_path / "plain", save_strategy="steps", save_steps=4).train()
     with pytest.raises(ResumeError, match="one rank for all layers"):
         build(adapted(tiny_model), tmp_path / "plain", callback()).train(resume_from_checkpoint=True)
+
+
+def test_the_method_card_runs_as_pasted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (Path(hf_lora_ext.__file__).parent / "callbacks" / "adaptive_rank.md").read_text(encoding="utf8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "examples.jsonl", PAIRS)
+    exec(compile(code.replace("meta-llama/Llama-2-7b-hf", str(tiny_model)), "adaptive_rank.md", "exec"), {})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
