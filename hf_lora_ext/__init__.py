@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from .configuration import Preset
-from .errors import AdapterError, ConfigError, LoraExtError, ResumeError
+from .errors import AdapterError, BudgetError, ConfigError, LoraExtError, ResumeError
 from .hardware import Hardware
 from .presets import preset
 from .sizes import ModelShape
 
 if TYPE_CHECKING:
     from .advice import Advice, advise
-    from .callbacks import AdaLoraCallback, FactsCallback
+    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback
     from .cards import render_card, write_card
     from .facts import Facts
     from .recipe import Recipe, load_recipe
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaLoraCallback",
     "AdapterError",
+    "AdaptiveRankCallback",
     "Advice",
+    "BudgetError",
     "ConfigError",
     "DoesNotFit",
     "Facts",
@@ -57,6 +59,7 @@ _LAZY: Final = {
     "Advice": "advice",
     "advise": "advice",
     "AdaLoraCallback": "callbacks",
+    "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
     "RunResult": "runner",
     "run_recipe": "runner",

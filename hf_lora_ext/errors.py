@@ -4,6 +4,7 @@ A message says what was found, what was needed, and how to fix it::
 
     LoraExtError
     ├── ConfigError   (ValueError)    a recipe, preset or argument that cannot be right
+    ├── BudgetError   (ValueError)    a budget that cannot be kept
     ├── AdapterError  (RuntimeError)  an adapter on disk or in memory that cannot be used
     └── ResumeError   (RuntimeError)  a run folder that cannot be continued
 """
@@ -11,7 +12,7 @@ A message says what was found, what was needed, and how to fix it::
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["AdapterError", "ConfigError", "LoraExtError", "ResumeError", "nearest"]
+__all__ = ["AdapterError", "BudgetError", "ConfigError", "LoraExtError", "ResumeError", "nearest"]
 
 
 class LoraExtError(Exception):
@@ -20,6 +21,10 @@ class LoraExtError(Exception):
 
 class ConfigError(LoraExtError, ValueError):
     """A recipe, preset or argument that cannot be right."""
+
+
+class BudgetError(LoraExtError, ValueError):
+    """A budget that cannot be kept."""
 
 
 class AdapterError(LoraExtError, RuntimeError):

@@ -1,12 +1,13 @@
 """Plots that people look at. Drawn without a display and without touching matplotlib's global state."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["plot_loss"]
+__all__ = ["plot_loss", "plot_ranks"]
 
 
 def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
@@ -41,3 +42,47 @@ def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) ->
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, title: str) -> None:
+    """Draw the rank of every layer at up to four moments of a run into a PNG: a row a module, a column a layer.
+
+    Args:
+        moments: Optimizer step and rank by layer name, in order; of more than four, the first, the last and two
+            between are drawn.
+        path: File to write.
+        title: Line above the plot.
+    """
+    last = len(moments) - 1
+    shown = [moments[index] for index in sorted({0, last // 3, 2 * last // 3, last})]
+    modules = sorted({_cell(name)[0] for _, ranks in shown for name in ranks})
+    layers = sorted({_cell(name)[1] for _, ranks in shown for name in ranks})
+    highest = max(rank for _, ranks in shown for rank in ranks.values())
+    size = max(5.0, 2 + 0.28 * len(layers)), 0.7 + len(shown) * (0.55 + 0.24 * len(modules))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    for axes, (step, ranks) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+        cells = {_cell(name): rank for name, rank in ranks.items()}
+        grid = [[cells.get((module, layer), float("nan")) for layer in layers] for module in modules]
+        axes.imshow(grid, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
+        for (module, layer), rank in cells.items():
+            axes.text(layers.index(layer), modules.index(module), str(rank), ha="center", va="center", fontsize=6,
+                      color="white" if rank > 0.6 * highest else "black")  # fmt: skip
+        axes.set_yticks(range(len(modules)), modules, fontsize=7)
+        axes.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=6)
+        axes.set_title(f"after step {step}" if step else "at the start", fontsize=8, loc="left")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    axes.set_xlabel("layer", fontsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _cell(name: str) -> tuple[str, int]:
+    """Return a layer's module and index.
+
+    >>> _cell("model.layers.11.self_attn.q_proj")
+    ('self_attn.q_proj', 11)
+    """
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
+    return (found[2], int(found[1])) if found else (name, 0)

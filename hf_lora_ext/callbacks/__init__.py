@@ -2,6 +2,7 @@
 
 from .adalora import AdaLoraCallback
 from .adapter_precision import AdapterPrecisionCallback
+from .adaptive_rank import AdaptiveRankCallback
 from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
 from .new_tokens import NewTokensCallback
@@ -12,6 +13,7 @@ from .start import EvaCallback, LoftqCallback
 __all__ = [
     "AdaLoraCallback",
     "AdapterPrecisionCallback",
+    "AdaptiveRankCallback",
     "EvaCallback",
     "EvaluateAtEnd",
     "FactsCallback",

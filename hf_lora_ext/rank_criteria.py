@@ -1,0 +1,56 @@
+"""What each direction of each layer is worth, by one of several criteria."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Final, Literal, get_args
+
+import torch
+
+from .lora_layers import LoraFactors
+from .low_rank import Basis, find_basis, gram_of_columns, gram_of_rows
+from .probes import Moments
+
+__all__ = ["CRITERIA", "Criterion", "find_bases"]
+
+Criterion = Literal["whitened", "input", "svd", "random"]
+CRITERIA: Final[tuple[Criterion, ...]] = get_args(Criterion)
+
+
+def find_bases(
+    layers: Mapping[str, LoraFactors], moments: Mapping[str, Moments], criterion: Criterion, seed: int = 0
+) -> dict[str, Basis]:
+    """Return each layer's directions in order of worth; their worths compare across layers.
+
+    - `whitened`: what removing a direction costs in nats a token, by the inputs and gradients that were seen.
+    - `input`: the same with white gradients: how much the layer's output moves.
+    - `svd`: the singular values of the update, as if inputs and gradients were white.
+    - `random`: the singular directions, worth a random number; for ablation.
+
+    Args:
+        layers: The layers.
+        moments: What a probe has seen of each; unused by `svd` and `random`.
+        criterion: Which.
+        seed: For `random`.
+    """
+    draw = random.Random(seed)
+    return {name: _basis(factors, moments.get(name), criterion, draw) for name, factors in layers.items()}
+
+
+def _basis(factors: LoraFactors, moments: Moments | None, criterion: Criterion, draw: random.Random) -> Basis:
+    a, b = factors.directions()
+    inputs, gradients = gram_of_rows(a), gram_of_columns(b) * factors.scale**2
+    if criterion in ("whitened", "input"):
+        assert moments is not None
+        inputs, seen = (mean[: factors.rank, : factors.rank] for mean in moments.means())
+        gradients = seen if criterion == "whitened" else gradients
+    if factors.is_embedding:  # B is the factor that starts drawn, and whose size is kept
+        found = find_basis(gradients, inputs, gram_of_columns(b))
+        found = Basis(found.values, found.to_b.T, found.to_a.T)
+    else:
+        found = find_basis(inputs, gradients, gram_of_rows(a))
+    if criterion == "random":
+        worth = sorted((draw.random() for _ in range(factors.rank)), reverse=True)
+        found = Basis(torch.tensor(worth, dtype=torch.float64), found.to_a, found.to_b)
+    return found

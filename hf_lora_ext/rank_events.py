@@ -1,0 +1,93 @@
+"""When adaptive rank changes ranks, and how many parameters each event may leave. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import BudgetError, ConfigError
+
+__all__ = ["RankEvent", "check_target", "plan_events"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEvent:
+    """One change of ranks."""
+
+    step: int
+    """Optimizer step after which the ranks change; steps count from 1."""
+    probe_from: int
+    """First step whose passes are watched for it."""
+    budget: int
+    """Parameters that all directions may have together from then on."""
+
+
+def plan_events(
+    total_steps: int, start: int, target: int, *, events: int, first: float, last: float, probe_steps: int
+) -> tuple[RankEvent, ...]:
+    """Return the events of a run: evenly spaced, with budgets that fall from `start` to `target` by a cubic.
+
+    The cubic (Zhu and Gupta, arXiv 1710.01878; AdaLoRA, arXiv 2303.10512, equation 12) drops much while much is
+    still to be trained, and little near the end. A run with fewer steps than events gets fewer events.
+
+    >>> [(event.step, event.budget) for event in plan_events(100, 800, 100, events=2, first=0.1, last=0.5,
+    ...  probe_steps=4)]
+    [(30, 188), (50, 100)]
+
+    Args:
+        total_steps: Optimizer steps of the run.
+        start: Parameters of the adapter as it starts.
+        target: Parameters that it may have in the end.
+        events: How many changes.
+        first: Share of the run before which nothing changes.
+        last: Share of the run after which nothing changes.
+        probe_steps: Steps watched before each event, at most.
+
+    Raises:
+        ConfigError: If the run is too short for one event, or a value cannot be right.
+    """
+    _check(events, first, last, probe_steps)
+    begin, end = math.floor(first * total_steps), math.floor(last * total_steps)
+    if begin >= end:
+        raise ConfigError(
+            f"a run of {total_steps} steps has none between {first:g} and {last:g} of it at which ranks could change; "
+            "train for more steps, or use a plain LoraConfig of the target rank"
+        )
+    steps = sorted({begin + max(1, round((end - begin) * index / events)) for index in range(1, events + 1)})
+    planned, previous = [], begin
+    for index, step in enumerate(steps, 1):
+        budget = target + round((start - target) * (1 - index / len(steps)) ** 3)
+        planned.append(RankEvent(step=step, probe_from=max(previous + 1, step - probe_steps + 1), budget=budget))
+        previous = step
+    return tuple(planned)
+
+
+def _check(events: int, first: float, last: float, probe_steps: int) -> None:
+    for name, value in (("events", events), ("probe_steps", probe_steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name}={value!r} must be a whole number from 1")
+    if not 0 <= first < last <= 1:
+        raise ConfigError(f"first={first!r} and last={last!r} must be shares of the run, 0 <= first < last <= 1")
+
+
+def check_target(start: int, target: int, cheapest: int) -> None:
+    """Raise unless the adapter starts above the target, and the target holds at least one direction.
+
+    Args:
+        start: Parameters of the adapter as it starts.
+        target: Parameters that it may have in the end.
+        cheapest: Parameters of the cheapest direction.
+
+    Raises:
+        BudgetError: With what was found, what is needed, and how to fix it.
+    """
+    if target < cheapest:
+        raise BudgetError(
+            f"a budget of {target:,} parameters holds no direction, the cheapest has {cheapest:,}; raise "
+            "budget_parameters or target_rank"
+        )
+    if start <= target:
+        raise BudgetError(
+            f"the adapter starts with {start:,} parameters, which is not above the budget of {target:,}, so no rank "
+            "can move; raise start_factor, or lower target_rank or budget_parameters"
+        )

@@ -1,0 +1,426 @@
+"""AdaptiveRankCallback in real trainers: ranks move, the budget holds, state survives, the adapter is ordinary."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PAIRS, write_jsonl
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import hf_lora_ext
+from hf_lora_ext import AdapterError, AdaptiveRankCallback, BudgetError, ConfigError, ResumeError
+from hf_lora_ext.lora_layers import lora_layers
+from hf_lora_ext.rank_change import change_ranks_
+from hf_lora_ext.rank_criteria import find_bases
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+TOKENS = torch.arange(2, 34).repeat(2, 1)
+
+
+def load(tiny_model: Path, **changes: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32, **changes)
+
+
+def adapted(tiny_model: Path, **changes: Any) -> PeftModel:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 8, "target_modules": TARGETS}
+    return get_peft_model(load(tiny_model), LoraConfig(**(settings | changes)))
+
+
+def build(model: Any, folder: Path, *callbacks: TrainerCallback, **overrides: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder), "max_steps": 12, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 3,
+        "logging_steps": 1,
+    }  # fmt: skip
+    rows = [{"input_ids": [2 + (n + i) % 90 for i in range(24)]} for n in range(40)]
+    rows = [row | {"labels": row["input_ids"]} for row in rows]
+    return Trainer(model=model, args=TrainingArguments(**(settings | overrides)), train_dataset=Dataset.from_list(rows),
+                   eval_dataset=Dataset.from_list(rows[:4]), callbacks=list(callbacks))  # fmt: skip
+
+
+def callback(**changes: Any) -> AdaptiveRankCallback:
+    return AdaptiveRankCallback(**({"target_rank": 2, "events": 3, "probe_steps": 2} | changes))
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_rank_moves_under_the_budget_and_the_adapter_is_ordinary(tiny_model: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_model)
+    uniform = parameters(model)
+    trainer = build(model, tmp_path, callback())
+    assert parameters(model) == 4 * uniform
+    trainer.train()
+    assert parameters(model) <= uniform
+    history = json.loads((tmp_path / "rank_history.json").read_text())
+    assert len(set(history["ranks"].values())) > 1
+    trainer.save_model(str(tmp_path / "adapter"))
+    again = PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6, 7, 11])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny_model: Path, tmp_path: Path, stop: int) -> None:
+    whole = adapted(tiny_model)
+    build(whole, tmp_path / "a", callback(), save_strategy="steps", save_steps=1).train()
+    again = adapted(tiny_model)
+    trainer = build(again, tmp_path / "b", callback(), save_strategy="steps", save_steps=1)
+    (tmp_path / "b").mkdir(exist_ok=True)
+    shutil.copytree(tmp_path / "a" / f"checkpoint-{stop}", tmp_path / "b" / f"checkpoint-{stop}")
+    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / f"checkpoint-{stop}"))
+    one, other = dict(whole.named_parameters()), dict(again.named_parameters())
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (tmp_path / "a" / "rank_history.json").read_text() == (tmp_path / "b" / "rank_history.json").read_text()
+
+
+# --- every kind of layer ----------------------------------------------------------------------------------------
+
+
+def gpt2(**settings: Any) -> Any:
+    config = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=2, n_positions=64, **settings)
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(config)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "dropout": {"lora_dropout": 0.1},
+    "odd scale": {"lora_alpha": 7, "r": 3},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj", "v_proj"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_reloads_to_the_same_answers(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_model, **KINDS[kind])
+    ours = callback()
+    trainer = build(model, tmp_path, ours)
+    trainer.train()
+    assert len(set(ours.layers_.ranks.values())) > 1
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert torch.equal(logits(PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")), logits(model))
+
+
+def test_conv1d_layers_change_rank_as_linear_ones_do(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
+    model = get_peft_model(gpt2(), config)
+    trainer = build(model, tmp_path, callback())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert torch.equal(logits(PeftModel.from_pretrained(gpt2(), tmp_path / "adapter")), logits(model))
+
+
+def in_bfloat16(model: Any) -> None:
+    """Cast the factors as TRL does on a packed base; PEFT reloads them in float32."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_packed_base_in_bfloat16_changes_rank_and_reloads(bits: int, tiny_model: Path, tmp_path: Path) -> None:
+    packed = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    quantization = packed if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
+    torch.manual_seed(0)
+    base = load(tiny_model, quantization_config=quantization)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=TARGETS)
+    model = get_peft_model(base, config)
+    in_bfloat16(model)
+    trainer = build(model, tmp_path, callback())
+    trainer.train()
+    assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {torch.bfloat16}
+    trainer.save_model(str(tmp_path / "adapter"))
+    again = PeftModel.from_pretrained(load(tiny_model, quantization_config=quantization), tmp_path / "adapter")
+    in_bfloat16(again)
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_widening_changes_no_answer_and_keeps_the_scale(tiny_model: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_model)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)  # as an adapter that has been trained before
+    before = logits(model)
+    ours = callback()
+    build(model, tmp_path, ours)
+    layers = ours.layers_
+    assert {factors.scale for factors in layers.live.values()} == {4.0}
+    assert set(layers.ranks.values()) == {8}
+    assert torch.allclose(logits(model), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_change_of_basis_moves_the_answers_no_more_than_rounding(
+    dtype: torch.dtype, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Only what the cut directions did is lost: a cut of worthless directions is the type's rounding."""
+    model = adapted(tiny_model, r=8)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.normal_(0, 0.1).to(dtype)
+    layers = lora_layers(model, "default")
+    bases = find_bases(layers, {}, "svd")
+    before = {name: (f.b.double() @ f.a.double()) for name, f in layers.items()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    change_ranks_(model, layers, bases, dict.fromkeys(layers, 7), optimizer)
+    rounding = torch.finfo(dtype).eps
+    for name, factors in layers.items():
+        lost = float(bases[name].values[7]) / factors.scale
+        moved = torch.linalg.matrix_norm(factors.b.double() @ factors.a.double() - before[name], 2)
+        assert moved <= lost * (1 + 1e-3) + 8 * rounding * before[name].norm()
+
+
+# --- every trainer ----------------------------------------------------------------------------------------------
+
+
+def trl_trainer(kind: str, tiny_model: Path, folder: Path, callbacks: list[TrainerCallback], **changes: Any) -> Any:
+    import trl
+
+    settings: dict[str, Any] = {
+        "output_dir": str(folder), "max_steps": 8, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+        "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True, "bf16": False,
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    chosen = [{"prompt": f"{n}+1", "chosen": f" is {n + 1}", "rejected": " is 0"} for n in range(20)]
+    rows = {
+        "SFT": PAIRS,
+        "DPO": chosen,
+        "Reward": chosen,
+        "KTO": [{"prompt": f"{n}+1", "completion": f" is {n % 7}", "label": n % 2 == 0} for n in range(20)],
+        "GRPO": [{"prompt": f"{n}+1"} for n in range(20)],
+    }[kind]
+    extra: dict[str, Any] = {"processing_class": AutoTokenizer.from_pretrained(tiny_model)}
+    if kind == "GRPO":
+        settings |= {"num_generations": 2, "max_completion_length": 4}
+        extra["reward_funcs"] = lambda completions, **_: [float(len(set(text))) for text in completions]
+    torch.manual_seed(0)
+    if kind == "Reward":
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, dtype=torch.float32)
+    else:
+        model = load(tiny_model)
+    config = LoraConfig(task_type="SEQ_CLS" if kind == "Reward" else "CAUSAL_LM", r=2, target_modules=TARGETS)
+    return getattr(trl, f"{kind}Trainer")(
+        model=model, args=getattr(trl, f"{kind}Config")(**(settings | changes)), peft_config=config,
+        train_dataset=Dataset.from_list(rows), callbacks=callbacks, **extra,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["SFT", "DPO", "KTO", "Reward", "GRPO"])
+def test_ranks_move_in_every_trl_trainer(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    ours = callback(events=2)
+    trainer = trl_trainer(kind, tiny_model, tmp_path, [ours])
+    trainer.train()
+    assert len(ours.state_.history) == 2
+    told = [event["probe_loss_after"] is not None for event in ours.state_.history]
+    assert all(told) or kind == "Reward"  # whose loss the trainer makes of two answers
+    assert ours.layers_.parameters <= ours.budget_
+    assert len(set(ours.layers_.ranks.values())) > 1
+
+
+def test_ranks_move_in_sequence_classification(tiny_model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3, dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=TARGETS))
+    rows = [{"input_ids": [2 + (n * i) % 90 for i in range(12)], "labels": n % 3} for n in range(40)]
+    arguments = TrainingArguments(str(tmp_path), max_steps=10, learning_rate=1e-2, report_to="none", use_cpu=True,
+                                  per_device_train_batch_size=4, save_strategy="no", disable_tqdm=True)  # fmt: skip
+    ours = callback(events=2)
+    trainer = Trainer(model=model, args=arguments, train_dataset=Dataset.from_list(rows), callbacks=[ours])
+    trainer.train()
+    assert ours.layers_.parameters <= ours.budget_
+    trainer.save_model(str(tmp_path / "adapter"))
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3, dtype=torch.float32)
+    again = PeftModel.from_pretrained(base, tmp_path / "adapter")  # the trained head comes with the adapter
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_sees_each_token_once(reentrant: bool, tiny_model: Path, tmp_path: Path) -> None:
+    plain, checkpointed = callback(), callback()
+    build(adapted(tiny_model), tmp_path / "a", plain).train()
+    model = adapted(tiny_model)
+    model.enable_input_require_grads()
+    known = "activation" if "activation_checkpointing" in TrainingArguments.__dataclass_fields__ else "gradient"
+    how: dict[str, Any] = {f"{known}_checkpointing": True}
+    how[f"{known}_checkpointing_kwargs"] = {"use_reentrant": reentrant}
+    build(model, tmp_path / "b", checkpointed, **how).train()
+    assert [e["ranks"] for e in plain.state_.history] == [e["ranks"] for e in checkpointed.state_.history]
+
+
+def test_accumulation_changes_no_decision(tiny_model: Path, tmp_path: Path) -> None:
+    whole, parts = callback(), callback()
+    build(adapted(tiny_model), tmp_path / "a", whole, per_device_train_batch_size=4).train()
+    build(adapted(tiny_model), tmp_path / "b", parts, per_device_train_batch_size=1,
+          gradient_accumulation_steps=4).train()  # fmt: skip
+    assert [e["ranks"] for e in whole.state_.history] == [e["ranks"] for e in parts.state_.history]
+
+
+# --- what the run leaves ----------------------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_never_comes_back_over_the_budget(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, ours = adapted(tiny_model), callback()
+    trainer = build(
+        model, tmp_path, ours, Worsening(), save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")  # before the first event
+    assert "over the budget" in caplog.text
+    assert parameters(model) == ours.layers_.parameters <= ours.budget_
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert torch.equal(logits(PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")), logits(model))
+
+
+class Worsening(TrainerCallback):
+    """Makes every evaluation worse than the one before, so that the first checkpoint is the best."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: dict[str, float], **kwargs: Any) -> None:
+        metrics["eval_loss"] = float(state.global_step)
+
+
+def test_a_run_that_stops_early_meets_the_budget_and_says_so(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 4
+
+    model, ours = adapted(tiny_model), callback()
+    build(model, tmp_path, ours, Stop()).train()
+    assert parameters(model) <= ours.budget_
+    assert "was not trained after that" in caplog.text
+
+
+def test_only_the_trained_adapter_changes_and_a_shared_configuration_stays(tiny_model: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_model)
+    model.add_adapter("other", LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=TARGETS))
+    model.peft_config["ref"] = model.peft_config["default"]  # as DPO's reference adapter shares it
+    before = {name: p.clone() for name, p in model.named_parameters() if ".other." in name}
+    build(model, tmp_path, callback()).train()
+    assert model.peft_config["ref"].rank_pattern == {}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop", "lion_32bit"]
+)
+def test_optimizers_of_the_trainer_go_on_after_a_change(optim: str, tiny_model: Path, tmp_path: Path) -> None:
+    ours = callback()
+    trainer = build(adapted(tiny_model), tmp_path, ours, optim=optim)
+    trainer.train()
+    assert ours.layers_.parameters <= ours.budget_
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert all(loss < 8 for loss in losses)
+    held = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+
+
+def test_every_tracker_gets_each_event_and_the_history_says_what_it_did(tiny_model: Path, tmp_path: Path) -> None:
+    class Tracker(TrainerCallback):
+        def __init__(self) -> None:
+            self.seen: list[dict] = []
+
+        def on_log(self, args: Any, state: Any, control: Any, *, logs: dict, **kwargs: Any) -> None:
+            self.seen.append(dict(logs))
+
+    tracker, ours = Tracker(), callback()
+    trainer = build(adapted(tiny_model), tmp_path, tracker, ours)
+    trainer.train()
+    told = [logs for logs in tracker.seen if "adaptive_rank/parameters" in logs]
+    history = json.loads((tmp_path / "rank_history.json").read_text())
+    assert [logs["adaptive_rank/parameters"] for logs in told] == [e["parameters"] for e in history["events"]]
+    assert [e["step"] for e in trainer.state.log_history if "adaptive_rank/seconds" in e] == [3, 5, 7]
+    jumps = [event["probe_loss_after"] - event["probe_loss_before"] for event in history["events"]]
+    assert all(0 < abs(jump) < 0.05 for jump in jumps)
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"target_rank": None}, "give the budget once"),
+        ({"budget_parameters": 10}, "give the budget once"),
+        ({"target_rank": 0}, "whole number from 1"),
+        ({"criterion": "whitend"}, "did you mean `whitened`"),
+        ({"start_factor": 1}, "must be above 1"),
+        ({"first": 0.7}, "first < last"),
+        ({"events": 0}, "events=0"),
+    ],
+)
+def test_settings_that_cannot_be_right_are_refused_at_once(settings: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        callback(**settings)
+
+
+def test_what_cannot_change_rank_is_refused_before_the_first_step(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="carries no adapter"):
+        build(load(tiny_model), tmp_path, callback())
+    merged = adapted(tiny_model)
+    merged.merge_adapter()
+    with pytest.raises(AdapterError, match="merged"):
+        build(merged, tmp_path, callback())
+    prefix = get_peft_model(load(tiny_model), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(AdapterError, match="PREFIX_TUNING"):
+        build(prefix, tmp_path, callback())
+    with pytest.raises(BudgetError, match="holds no direction"):
+        build(adapted(tiny_model), tmp_path, AdaptiveRankCallback(budget_parameters=5))
+    with pytest.raises(ConfigError, match="8 bits"):
+        build(adapted(tiny_model), tmp_path, callback(), optim="adamw_8bit").train()
+    with pytest.raises(ConfigError, match="none between"):
+        build(adapted(tiny_model), tmp_path, callback(), max_steps=1).train()
+    late = build(adapted(tiny_model), tmp_path)
+    late.add_callback(callback())
+    with pytest.raises(ConfigError, match="constructor"):
+        late.train()
+
+
+def test_a_checkpoint_of_another_plan_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    build(adapted(tiny_model), tmp_path, callback(), save_strategy="steps", save_steps=4).train()
+    with pytest.raises(ResumeError, match="events was 3 and is 2"):
+        build(adapted(tiny_model), tmp_path, callback(events=2)).train(resume_from_checkpoint=True)
+    build(adapted(tiny_model), tmp_path / "plain", save_strategy="steps", save_steps=4).train()
+    with pytest.raises(ResumeError, match="one rank for all layers"):
+        build(adapted(tiny_model), tmp_path / "plain", callback()).train(resume_from_checkpoint=True)
+
+
+def test_the_method_card_runs_as_pasted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (Path(hf_lora_ext.__file__).parent / "callbacks" / "adaptive_rank.md").read_text(encoding="utf8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "examples.jsonl", PAIRS)
+    exec(compile(code.replace("meta-llama/Llama-2-7b-hf", str(tiny_model)), "adaptive_rank.md", "exec"), {})
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

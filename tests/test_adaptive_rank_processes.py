@@ -1,0 +1,105 @@
+"""Adaptive rank in two processes under `accelerate launch`: one decision, kept shapes, an ordinary adapter."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from hf_lora_ext import AdaptiveRankCallback
+from hf_lora_ext.lora_layers import lora_layers
+from hf_lora_ext.probes import Moments
+from hf_lora_ext.rank_storage import AdapterLayers
+
+SCRIPT = Path(__file__).parent / "two_processes.py"
+
+
+def launch(processes: int, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run the script under `accelerate launch` on the CPU, with gloo."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes),
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]  # fmt: skip
+    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]  # its name for torchrun; the trainer asks for gloo
+    return subprocess.run([*command, str(SCRIPT), json.dumps(settings)], env=os.environ, capture_output=True,
+                          text=True, timeout=600, check=False)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run in two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    done = launch(2, model_folder=str(tiny_model), output=str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_both_processes_decide_the_same_and_keep_their_shapes(two: Path):
+    first, second = (json.loads((two / f"process-{i}.json").read_text()) for i in (0, 1))
+    assert first == second
+    totals = [sum(step["ranks"].values()) for step in first]
+    assert len(set(totals)) >= 3  # two events or more
+    assert totals[-1] <= 0.9 * sum(first[-1]["widths"].values())
+    assert all(step["widths"] == first[0]["widths"] for step in first)
+    assert len(set(first[-1]["ranks"].values())) > 1
+
+
+def test_what_is_saved_is_compact_and_loads_with_peft_alone(two: Path, tiny_model: Path):
+    weights = load_file(two / "adapter" / "adapter_model.safetensors")
+    ranks = json.loads((two / "rank_history.json").read_text())["ranks"]
+    sizes = {key.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): len(value)
+             for key, value in weights.items() if ".lora_A." in key}  # fmt: skip
+    assert sizes == {name: rank for name, rank in ranks.items() if rank}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, two / "adapter")
+    layers = {name: factors.rank for name, factors in lora_layers_of(model).items()}
+    assert layers == sizes
+    last = load_file(two / "checkpoint-12" / "adapter_model.safetensors")
+    assert all(torch.equal(last[key], weights[key]) for key in weights)
+
+
+def lora_layers_of(model: PeftModel) -> dict[str, Any]:
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return lora_layers(model, "default")
+
+
+@pytest.mark.parametrize("stop", [4, 6, 9])
+def test_a_resumed_run_ends_in_the_same_bytes(two: Path, tiny_model: Path, tmp_path: Path, stop: int):
+    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), resume=str(two / f"checkpoint-{stop}"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    file = Path("adapter") / "adapter_model.safetensors"
+    assert (tmp_path / file).read_bytes() == (two / file).read_bytes()
+
+
+def test_one_process_fed_what_two_have_seen_decides_the_same(two: Path, tiny_model: Path):
+    recorded = sorted(two.glob("decision-*.pt"), key=lambda file: int(file.stem.partition("-")[2]))
+    assert len(recorded) == 3
+    for file in recorded:
+        kept = torch.load(file, weights_only=True)
+        names = list(kept["factors"])
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=names))
+        layers = lora_layers(model, "default")
+        for name, (a, b) in kept["factors"].items():
+            layers[name].replace_(a, b)
+        seen = {}
+        for name, (inputs, gradients, tokens) in kept["moments"].items():
+            rank = layers[name].rank
+            seen[name] = Moments(inputs[:rank, :rank], gradients[:rank, :rank], tokens)
+        callback = AdaptiveRankCallback(target_rank=2)
+        callback.layers_ = AdapterLayers(model, "default", layers)
+        assert callback._best(seen, kept["budget"], 0)[1] == kept["ranks"]
+
+
+def test_adafactor_is_refused_where_directions_are_masked(tiny_model: Path, tmp_path: Path):
+    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), optim="adafactor")
+    assert done.returncode != 0
+    assert "Adafactor's row means would wake them" in done.stderr
+    assert not list(tmp_path.glob("checkpoint-*"))

@@ -1,0 +1,87 @@
+"""Ranks under a budget: never over it, never better otherwise, and the same every time."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lora_ext.allocation import allocate_ranks, parameters_of
+from hf_lora_ext.errors import BudgetError
+
+WORTH = st.floats(0, 1e6, allow_nan=False)
+MODULES = st.dictionaries(
+    st.text("abc", min_size=1, max_size=2),
+    st.tuples(st.lists(WORTH, min_size=1, max_size=4).map(lambda v: sorted(v, reverse=True)), st.integers(1, 50)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def split(modules: dict) -> tuple[dict, dict]:
+    return {name: scores for name, (scores, _) in modules.items()}, {name: cost for name, (_, cost) in modules.items()}
+
+
+def kept(scores: dict, ranks: dict) -> float:
+    return sum(sum(scores[name][:rank]) for name, rank in ranks.items())
+
+
+@given(MODULES, st.integers(0, 400))
+def test_allocation_never_exceeds_the_budget_and_leaves_no_direction_that_fits(modules: dict, budget: int):
+    scores, costs = split(modules)
+    ranks = allocate_ranks(scores, costs, budget)
+    spent = parameters_of(ranks, costs)
+    assert spent <= budget
+    assert all(spent + costs[name] > budget for name in ranks if ranks[name] < len(scores[name]))
+
+
+@given(MODULES, st.integers(0, 400))
+def test_no_choice_within_the_budget_beats_it_by_more_than_one_direction(modules: dict, budget: int):
+    scores, costs = split(modules)
+    names = sorted(scores)
+    choices = (dict(zip(names, ranks, strict=True)) for ranks in product(*(range(len(scores[n]) + 1) for n in names)))
+    best = max(kept(scores, choice) for choice in choices if parameters_of(choice, costs) <= budget)
+    one = max(max(values) for values in scores.values())
+    assert kept(scores, allocate_ranks(scores, costs, budget)) >= best - one * (1 + 1e-9)
+
+
+@given(MODULES, st.integers(0, 400))
+def test_at_one_cost_the_choice_is_the_best_there_is(modules: dict, budget: int):
+    scores, _ = split(modules)
+    costs = dict.fromkeys(scores, 7)
+    best = sum(sorted((value for values in scores.values() for value in values), reverse=True)[: budget // 7])
+    assert kept(scores, allocate_ranks(scores, costs, budget)) == pytest.approx(best)
+
+
+@given(MODULES, st.integers(0, 400), st.integers(0, 100))
+def test_more_budget_never_keeps_less_worth_at_one_cost(modules: dict, budget: int, more: int):
+    scores, _ = split(modules)
+    costs = dict.fromkeys(scores, 3)
+    less_kept, more_kept = (kept(scores, allocate_ranks(scores, costs, b)) for b in (budget, budget + more))
+    assert more_kept >= less_kept
+
+
+@given(MODULES, st.integers(0, 400), st.integers(0, 2), st.integers(1, 3))
+def test_bounds_are_kept(modules: dict, budget: int, least: int, most: int):
+    scores, costs = split(modules)
+    floor = dict.fromkeys(scores, least)
+    needed = parameters_of({name: min(least, len(values)) for name, values in scores.items()}, costs)
+    if needed > budget:
+        with pytest.raises(BudgetError, match="least ranks"):
+            allocate_ranks(scores, costs, budget, least=floor)
+        return
+    ranks = allocate_ranks(scores, costs, budget, least=floor, most=dict.fromkeys(scores, max(least, most)))
+    assert all(min(least, len(scores[name])) <= rank <= max(least, most) for name, rank in ranks.items())
+
+
+def test_the_order_of_the_modules_changes_nothing_and_ties_go_to_the_first_name():
+    scores = {"b": [1.0, 1.0], "a": [1.0, 1.0]}
+    assert allocate_ranks(scores, {"a": 2, "b": 2}, 6) == {"b": 1, "a": 2}
+    assert allocate_ranks(dict(reversed(scores.items())), {"b": 2, "a": 2}, 6) == {"a": 2, "b": 1}
+
+
+def test_scores_that_ascend_or_lack_a_cost_are_mistakes_of_the_caller():
+    with pytest.raises(ValueError, match="descend"):
+        allocate_ranks({"a": [1.0, 2.0]}, {"a": 1}, 5)
+    with pytest.raises(ValueError, match="different modules"):
+        allocate_ranks({"a": [1.0]}, {"b": 1}, 5)
