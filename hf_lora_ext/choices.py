@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .decisions import QLORA, WITHOUT_REGRET, Choice
 from .hardware import Hardware
-from .methods import METHOD_FACTS, METHODS, RSLORA, Method
+from .methods import LORA_PAPER, METHOD_FACTS, METHODS, RSLORA, Method
 from .run_choices import RunWishes, learning_rate_choice, run_choices
 from .sizes import ModelShape, size_band
 from .targets import experts_choices, new_tokens_choice, targets_choice
@@ -34,6 +34,8 @@ __all__ = [
 
 MAX_LENGTH: Final = 1024
 """Tokens of an example at most (TRL's default)."""
+WIDE_START: Final = 4
+"""How many times its mean rank an adapter of adaptive rank starts with (measured: callbacks/adaptive_rank.md)."""
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
 
@@ -70,7 +72,16 @@ def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advi
         _given("targets", wishes) or targets_choice(shape),
         *experts_choices(shape, wishes.experts, rank.value, METHOD_FACTS[method].bits),
         new_tokens_choice(shape, wishes.new_tokens),
+        adaptive_choice(wishes.adaptive_rank, rank.value),
     )
+
+
+def adaptive_choice(wished: bool | None, rank: int) -> Choice:
+    """Return whether rank moves between layers, and what that takes."""
+    if not wished:
+        return Choice(name="adaptive_rank", value=False, why="the same rank in every layer", source=LORA_PAPER)
+    why = f"starts at rank {WIDE_START * rank}, ends at a mean of {rank}; give the trainer callbacks=p.callbacks()"
+    return Choice(name="adaptive_rank", value=True, why=why, source="callbacks/adaptive_rank.md")
 
 
 def _dropout(wishes: LoraWishes, advised: Choice | None) -> Choice:
@@ -108,7 +119,7 @@ def starting_rank(rank: int) -> int:
 
 def _no_factors() -> tuple[Choice, ...]:
     factors: dict[str, Any] = {"rank": 0, "alpha": 0, "dropout": 0.0, "targets": "none"}
-    nothing = {**factors, "experts": (), "expert_rank": 0, "new_tokens": ()}
+    nothing = {**factors, "experts": (), "expert_rank": 0, "new_tokens": (), "adaptive_rank": False}
     source = METHOD_FACTS["prefix"].source
     return tuple(Choice(name=n, value=v, why="a prefix has no factors", source=source) for n, v in nothing.items())
 
@@ -126,6 +137,7 @@ def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
         "experts": experts,
         "expert_rank": config.r if experts else 0,
         "new_tokens": tuple(sorted(tokens)),
+        "adaptive_rank": False,
     }
     return tuple(
         Choice(name=name, value=value, why="from your LoraConfig", source="lora_config=")

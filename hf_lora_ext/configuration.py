@@ -51,6 +51,8 @@ class Preset:
     """LoRA rank of every expert; 0 without."""
     new_tokens: tuple[int, ...]
     """Tokens whose rows of embedding and head train."""
+    adaptive_rank: bool
+    """Whether the rank is a mean that layers share as they need it."""
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the base weights and of the matrix products."""
     init: str

@@ -95,6 +95,7 @@ def recipe_yaml(preset: Preset, *, data: str, output_dir: str) -> str:
     adapter = [] if preset.method == "prefix" else ["rank", "alpha", "dropout", "targets"]
     pinned = ["method", "init", *adapter, "optimizer", "attention", "sharding"]
     items += [_Item(name, _plain(getattr(preset, name)), _why(preset, name)) for name in pinned]
+    items += [_Item(name, value, _why(preset, name)) for name, value in _where_asked(preset).items()]
     training = [_Item(name, getattr(preset, choice), _why(preset, choice)) for name, choice in _RECIPE_FIELDS.items()]
     parse_recipe({**{item.name: item.value for item in items}, "training": {i.name: i.value for i in training}})
     lines = [f"# {line}" for line in _about(preset)]
@@ -102,6 +103,16 @@ def recipe_yaml(preset: Preset, *, data: str, output_dir: str) -> str:
     lines += [line for item in items for line in _yaml_lines(item, "")]
     lines += ["training:", *(line for item in training for line in _yaml_lines(item, "  "))]
     return "\n".join(lines) + "\n"
+
+
+def _where_asked(preset: Preset) -> dict[str, Any]:
+    """Return the wishes that a recipe names only where they were made."""
+    wished = {
+        "experts": bool(preset.experts),
+        "new_tokens": list(preset.new_tokens),
+        "adaptive_rank": preset.adaptive_rank,
+    }
+    return {name: value for name, value in wished.items() if value}
 
 
 _RECIPE_FIELDS: Final = {

@@ -220,6 +220,13 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
     *(row for name in ("init pissa", "init olora", "init mica", "init loftq")
       for row in _each(("fsdp", "zero3"), name, "its SVD needs whole weights on each rank", "sharding ddp")),
     *_each(("fsdp", "zero3"), "init eva", "it writes whole factors on each rank", "sharding ddp"),
+    Conflict("adaptive rank", "adalora", "each has an allocation of its own", "one of them"),
+    Conflict("adaptive rank", "prefix", "a prefix has no rank", "method lora"),
+    Conflict("adaptive rank", "target_parameters", "experts' parameters cannot change their rank", "experts=False"),
+    *_each(("fsdp", "zero3"), "adaptive rank", "sharded parameters cannot change their shape", "sharding ddp"),
+    Conflict("adaptive rank", "paged", "8-bit state cannot be cut", "optimizer adamw"),
+    *_each(("init pissa", "init olora", "init mica", "init loftq"), "adaptive rank",
+           "what it leaves belongs to the ranks it started with", "init default, orthogonal or eva"),
     Conflict("zero3", "dora", "the norm of a sharded weight is not the weight's", "sharding ddp or fsdp"),
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from .choices import all_choices, dtype_for, starting_rank
+from .choices import WIDE_START, all_choices, dtype_for, starting_rank
 from .decisions import Choice
 from .errors import ConfigError
 from .fitting import Fit
@@ -103,6 +103,7 @@ class PlanRequest:
             loads_whole=value["sharding"] == "zero3" and bits is not None,
             adapter=value["adapter_dtype"],
             rank=starting_rank(value["rank"]) if method == "adalora" else value["rank"],
+            start_factor=WIDE_START if value["adaptive_rank"] else 1,
             targets=_targets(value["targets"]),
             dropout=value["dropout"] > 0,
             autocast=dtype == "bfloat16" or (dtype == "float16" and bits is None),

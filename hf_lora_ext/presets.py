@@ -38,6 +38,7 @@ def preset(
     targets: str | Sequence[str] | None = None,
     experts: bool | None = None,
     new_tokens: Sequence[int] | None = None,
+    adaptive_rank: bool | None = None,
     lora_config: LoraConfig | None = None,
     task: Task | None = None,
     examples: int | None = None,
@@ -72,7 +73,8 @@ def preset(
         experts: Whether the experts of a mixture get an adapter each, of the rank divided by the experts a token
             meets; they stay frozen by default.
         new_tokens: Ids of tokens that you added to tokenizer and model; only their rows of embedding and head train.
-        lora_config: Your own `peft.LoraConfig`; excludes the six above.
+        adaptive_rank: Whether the rank is a mean that layers share as they need it; `Preset.callbacks` moves it.
+        lora_config: Your own `peft.LoraConfig`; excludes the seven above.
         task: What is learned: `"style"`, `"classification"`, `"chat"`, `"code"` or `"domain"`.
         examples: Training examples.
         tokens: Training tokens that the loss counts.
@@ -109,6 +111,7 @@ def preset(
         targets=_as_tuple(targets),
         experts=experts,
         new_tokens=_as_tuple(new_tokens),
+        adaptive_rank=adaptive_rank,
     )
     run = RunWishes(
         init=init, optimizer=optimizer, attention=attention, packing=packing, sharding=sharding, max_length=max_length

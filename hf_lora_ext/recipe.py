@@ -85,6 +85,8 @@ class Recipe:
     """Whether the experts of a mixture get an adapter each."""
     new_tokens: tuple[int, ...] | None = None
     """Ids of tokens that were added to the model, whose rows of embedding and head train."""
+    adaptive_rank: bool | None = None
+    """Whether the rank is a mean that layers share as they need it."""
     optimizer: str | None = None
     """A name in `run_choices.OPTIMIZERS`."""
     attention: str | None = None
@@ -109,6 +111,7 @@ class Recipe:
             targets=self.targets,
             experts=self.experts,
             new_tokens=self.new_tokens,
+            adaptive_rank=self.adaptive_rank,
         )
 
     @property
@@ -170,6 +173,7 @@ _RECIPE_RULES: Final = {
     "new_tokens": _Rule(
         lambda v: isinstance(v, (list, tuple)) and bool(v) and all(_is_whole(x, 0) for x in v), "a list of token ids"
     ),
+    "adaptive_rank": _SWITCH,
     "training": _Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
     "samples": _FROM_0,
     "seed": _FROM_0,
@@ -247,7 +251,7 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     """Return what does not work together among values that are each right, from the table that presets use."""
     method = raw.get("method", "lora")
     run = RunWishes(**{name: raw.get(name) for name in RunWishes.__slots__})
-    names = ("rank", "alpha", "dropout", "targets", "experts", "new_tokens")
+    names = ("rank", "alpha", "dropout", "targets", "experts", "new_tokens", "adaptive_rank")
     adapter: dict[str, Any] = {name: tuple(v) if isinstance(v := raw.get(name), list) else v for name in names}
     training = raw.get("training", {})
     if "task" in raw and raw.get("rank") != "auto":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .base_models import BaseModel, find_base_model
 from .cards import render_card
+from .choices import WIDE_START
 from .configuration import Preset
 from .data import Examples, load_examples
 from .errors import ConfigError
@@ -82,6 +83,7 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
         targets=targets,
         experts=recipe.experts,
         new_tokens=recipe.new_tokens,
+        adaptive_rank=recipe.adaptive_rank,
         task=recipe.task,
         examples=examples if recipe.rank == "auto" else None,
         init=recipe.init,
@@ -95,7 +97,8 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
 def _disk_needed(chosen: Preset) -> int:
     """Return the bytes a run writes: adapter, and two or three checkpoints with Adam's two moments, in float32."""
     adapted = adapter_parameters(chosen.shape, chosen.rank, chosen.targets, chosen.experts, chosen.expert_rank)
-    parameters = adapted or chosen.shape.parameters // 50
+    widest = WIDE_START if chosen.adaptive_rank else 1
+    parameters = widest * adapted if adapted else chosen.shape.parameters // 50
     return 4 * parameters * (1 + 3 * 3) + 64 * 2**20
 
 

@@ -33,10 +33,13 @@ class LoraWishes:
     """Whether the experts of a mixture get an adapter each."""
     new_tokens: tuple[int, ...] | None = None
     """Ids of tokens that the user added, whose embeddings train."""
+    adaptive_rank: bool | None = None
+    """Whether the rank is a mean that layers share as they need it."""
 
 
 _IN_LORA_CONFIG: Final = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules",
-                          "experts": "target_parameters", "new_tokens": "trainable_token_indices"}  # fmt: skip
+                          "experts": "target_parameters", "new_tokens": "trainable_token_indices",
+                          "adaptive_rank": "r"}  # fmt: skip
 
 
 def wish_features(wishes: LoraWishes) -> frozenset[str]:
@@ -45,6 +48,7 @@ def wish_features(wishes: LoraWishes) -> frozenset[str]:
         "target_parameters": wishes.experts,
         "dropout": wishes.dropout,
         "new_tokens": wishes.new_tokens,
+        "adaptive rank": wishes.adaptive_rank,
     }
     return frozenset(name for name, present in found.items() if present)
 
@@ -82,6 +86,8 @@ def check_wishes(method: str, wishes: LoraWishes, lora_config: LoraConfig | None
         raise ConfigError("targets is empty, so nothing would train; name modules such as q_proj, or all-linear")
     if wishes.experts is not None and not isinstance(wishes.experts, bool):
         raise ConfigError(f"experts={wishes.experts!r} must be True or False; name single parameters in a LoraConfig")
+    if wishes.adaptive_rank is not None and not isinstance(wishes.adaptive_rank, bool):
+        raise ConfigError(f"adaptive_rank={wishes.adaptive_rank!r} must be True or False; rank= is its mean rank")
     if wishes.new_tokens is not None:
         _check_tokens(wishes.new_tokens)
     check_features(METHOD_FACTS[method].features | wish_features(wishes))

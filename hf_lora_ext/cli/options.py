@@ -42,6 +42,9 @@ _OPTIONS: Final = (
     click.option("--dropout", type=float, help="Dropout on the adapter's input."),
     click.option("--targets", metavar="NAMES", help="Module names, separated by commas; else all-linear."),
     click.option("--init", metavar=_words(tuple(i for i in INITS if not INITS[i].refusal)), help="Adapter's start."),
+    click.option("--experts", is_flag=True, default=None, help="Adapt a mixture's experts too."),
+    click.option("--new-tokens", metavar="IDS", help="Ids of tokens that you added, separated by commas."),
+    click.option("--adaptive-rank", is_flag=True, default=None, help="Rank moves to the layers that need it."),
     click.option("--optimizer", metavar=_words(OPTIMIZERS), help="Optimizer."),
     click.option("--attention", metavar=_words(ATTENTIONS), help="Attention kernel."),
     click.option("--packing/--no-packing", default=None, help="Whether several examples share a row."),
@@ -59,7 +62,8 @@ _OPTIONS: Final = (
 _SPOKEN: Final = {"gpu_memory_gib": "--gpu", "max_length": "--seq", "host_gib": "--host-gib"}
 """Argument of `preset` → option, where it is not just the name with two dashes."""
 _ARGUMENTS: Final = (
-    *("rank", "alpha", "dropout", "targets", "init", "optimizer", "attention", "packing", "sharding", "max_length"),
+    *("rank", "alpha", "dropout", "targets", "experts", "new_tokens", "adaptive_rank", "init", "optimizer"),
+    *("attention", "packing", "sharding", "max_length"),
     *("task", "examples", "tokens", "gpu_memory_gib", "gpus", "machines", "host_gib", "method"),
 )
 
@@ -74,9 +78,18 @@ def wish_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def preset_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `preset` for the options that were given."""
     arguments = {name: given[name] for name in _ARGUMENTS if given.get(name) is not None}
+    if "new_tokens" in arguments:
+        arguments["new_tokens"] = _token_ids(arguments["new_tokens"])
     if "targets" in arguments and arguments["targets"] != "all-linear":
         arguments["targets"] = [name.strip() for name in arguments["targets"].split(",") if name.strip()]
     return arguments
+
+
+def _token_ids(listed: str) -> list[int]:
+    try:
+        return [int(token) for token in listed.split(",")]
+    except ValueError:
+        raise ConfigError(f"--new-tokens {listed} must be token ids separated by commas, such as 49152,49153") from None
 
 
 @contextmanager
