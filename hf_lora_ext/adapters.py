@@ -60,10 +60,13 @@ def _summary(config: dict[str, Any], counted: dict[str, int]) -> dict[str, Any]:
     kind = config.get("peft_type")
     if kind == "ADALORA":
         config = {key: value for key, value in config.items() if key != "r"}  # peft's default, which AdaLoRA ignores
+    ranks = sorted({config.get("r"), *(config.get("rank_pattern") or {}).values()} - {None})
+    varied = len(ranks) > 1 and kind == "LORA"
     summary = {
         "kind": kind,
         "task_type": config.get("task_type"),
         "rank": config.get("target_r", config.get("r")),  # AdaLoRA's target is the mean rank
+        "ranks": f"{ranks[0]} to {ranks[-1]}" if varied else None,
         "alpha": config.get("lora_alpha"),
         "dropout": config.get("lora_dropout"),
         "targets": config.get("target_modules"),

@@ -6,6 +6,7 @@ refused before a byte is changed. Layout::
     recipe.yaml                    the recipe, complete
     adapter_config.json, adapter_model.safetensors, tokenizer files
     facts.json, README.md, loss_curve.png
+    rank_history.json, rank_history.png   where rank moved
     checkpoints/checkpoint-N/      to resume from
 """
 

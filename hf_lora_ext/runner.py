@@ -6,6 +6,7 @@ the model is loaded after that.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,6 +185,8 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     initial = folder.checkpoints / "initial_adapter"
     save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
     trainer.processing_class.save_pretrained(str(folder.root))
+    for history in folder.checkpoints.glob("rank_history.*"):
+        shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
     rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
     facts = replace(
@@ -204,7 +207,7 @@ def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str,
     """Return the facts of the saved adapter, and what it was while it trained where that was something else."""
     if saved["kind"] != trained["kind"]:  # AdaLoRA leaves as LoRA with ranks of its own; the trained rank is their mean
         return {**trained, **saved, "rank": trained["rank"], "trained_as": trained["kind"]}
-    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave for the unchanged base with twice the rank
+    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave with twice the rank, adaptive rank with less
         return {**trained, **saved, "trained_rank": trained["rank"]}
     return {**trained, **saved}
 

@@ -84,6 +84,10 @@ def test_a_recipe_killed_with_signal_9_around_an_event_ends_in_the_same_bytes(ti
     assert done.returncode == 0, done.stderr
     name = "adapter_model.safetensors"
     assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    histories = [f / "checkpoints" / "rank_history.json" for f in (folder, tmp_path / "whole")]
-    first, second = (json.loads(file.read_text())["ranks"] for file in histories)
-    assert first == second
+    first, second = (json.loads((f / "rank_history.json").read_text()) for f in (folder, tmp_path / "whole"))
+    assert first["ranks"] == second["ranks"]
+    ranks = [rank for rank in first["ranks"].values() if rank]
+    card = (folder / "README.md").read_text(encoding="utf8")
+    assert f"adapter with ranks of {min(ranks)} to {max(ranks)} from layer to layer" in card
+    adapter = json.loads((folder / "facts.json").read_text())["adapter"]
+    assert (adapter["rank"], adapter["trained_rank"]) == (max(ranks), 8)
