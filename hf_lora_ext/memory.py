@@ -7,7 +7,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .activations import backward_workspace, kept_checkpoints, loss_workspace, saved_by_layer
+from .activations import backward_workspace, cast_weights, kept_checkpoints, loss_workspace, saved_by_layer
 from .anatomy import Block, block_of, is_target
 from .plans import BASE_BYTES, Plan
 from .sizes import ModelShape
@@ -120,7 +120,7 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
         "gathered": unsharded + (trainable * element if plan.sharding in ("ddp", "zero2") else 0),
     }
     gradients = _part(trainable * element, plan.state_shards, False)
-    moments = _moments(block, plan, gradients)
+    moments = _moments(block, plan, gradients, _step_copy(trainable * element, plan))
     peak = max(moments, key=lambda name: sum(moments[name].values()))
     at_peak = {"checkpoints": 0, "saved": 0, "workspace": 0, "logits": 0} | moments[peak]
     return MemoryEstimate(
@@ -134,31 +134,50 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
     )
 
 
-def _moments(block: Block, plan: Plan, gradients: int) -> dict[Literal["loss", "block", "step"], dict[str, int]]:
-    """Return what is alive beside the held bytes at the loss, in a block's backward pass and at the step."""
-    layer = saved_by_layer(block, plan).total + _cast_weights(block, plan)
+def _moments(
+    block: Block, plan: Plan, gradients: int, step_copy: int
+) -> dict[Literal["loss", "block", "step"], dict[str, int]]:
+    """Return what is alive beside the held bytes at the loss, in the last block's backward pass and at the end."""
+    layer = saved_by_layer(block, plan).total + cast_weights(block, plan)
     kept = gradients if plan.accumulation > 1 else 0  # this pass's own grow only as its activations go
     loss, backward = loss_workspace(block, plan), backward_workspace(block, plan)
+    # When the backward pass is at the first block, all gradients are there and one block's activations still.
+    first = layer + backward if plan.method == "full" else 0
+    step = {"gradients": gradients, "workspace": max(first, step_copy)}
+    head = max(kept, min(gradients, _head_gradient(block, plan)))
     if not plan.checkpointing:
         saved = {"saved": block.layers * layer}
         return {
             "loss": {"gradients": kept, "logits": loss, **saved},
-            "block": {"gradients": kept, "workspace": backward, **saved},
-            "step": {"gradients": gradients},
+            "block": {"gradients": head, "workspace": backward, **saved},
+            "step": step,
         }
     checkpoints = {"checkpoints": kept_checkpoints(block, plan)}
     streams = FSDP_STREAMS if plan.sharding == "fsdp" else 1
     in_block = round(streams * checkpoints["checkpoints"])
     return {
         "loss": {"gradients": kept, "logits": loss, **checkpoints},
-        "block": {"gradients": kept, "workspace": layer + backward, "checkpoints": in_block},
-        "step": {"gradients": gradients},
+        "block": {"gradients": head, "workspace": layer + backward, "checkpoints": in_block},
+        "step": step,
     }
+
+
+def _head_gradient(block: Block, plan: Plan) -> int:
+    """Bytes of the head's gradient, which is there before any block's."""
+    if plan.method != "full" and not plan.embeddings_trained:
+        return 0
+    element = BASE_BYTES[plan.base] if plan.method == "full" else plan.adapter_bytes
+    return _part(block.vocabulary * block.hidden * element, plan.state_shards, False)
+
+
+def _step_copy(trained: int, plan: Plan) -> int:
+    """Bytes of the copy of all trained weights that torch's foreach AdamW divides by."""
+    return _part(trained, plan.state_shards, plan.offload) if plan.optimizer == "adamw_foreach" else 0
 
 
 def _held(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int, int]:
     """Return the bytes of base weights, of their scales, and of the weights that sharding gathers at once."""
-    packed = min(_packed_parameters(shape, plan), shape.parameters)
+    packed = min(_packed_parameters(shape, block, plan), shape.parameters)
     plain = shape.parameters - packed
     element = 4 if plan.kbit_prepared else BASE_BYTES[plan.compute]
     if not plan.is_packed:
@@ -179,16 +198,18 @@ def _held(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int, int]:
     root = block.vocabulary * block.hidden * (1 if block.tied else 2)
     one_block = (weights - min(root * element, weights)) // block.layers
     ahead = 2 if plan.sharding == "zero3" or plan.offload else 1  # the next one is on its way
-    return weights, quantisation, min(weights, root * element + ahead * one_block)
+    gathered = root * element + ahead * one_block
+    return weights, quantisation, weights + gathered if plan.stays_gathered else min(weights, gathered)
 
 
-def _packed_parameters(shape: ModelShape, plan: Plan) -> int:
+def _packed_parameters(shape: ModelShape, block: Block, plan: Plan) -> int:
     if not plan.is_packed:
         return 0
+    head = block.vocabulary * block.hidden if plan.head_packed and not block.tied else 0
     packed = shape.quantisable_parameters
     if packed is None:
         packed = round(0.9 * shape.parameters)  # 84.8 % (Qwen3-8B) to 96 % (Llama 2) are in the blocks' linear layers
-    return packed + (shape.expert_parameters if plan.experts_quantised else 0)
+    return packed + head + (shape.expert_parameters if plan.experts_quantised else 0)
 
 
 def _trainable(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int]:
@@ -221,13 +242,6 @@ def _cached(block: Block, plan: Plan) -> int:
     if plan.loss == "chunked":
         return round(CACHED_SHARE * loss_workspace(block, plan))
     return round(CACHED_LOGIT_BYTES * block.vocabulary * plan.tokens)
-
-
-def _cast_weights(block: Block, plan: Plan) -> int:
-    """Return the bytes of one block's weights as autocast narrows them, which its graph keeps."""
-    if plan.base != "float32" or plan.compute == "float32" or not plan.autocast:
-        return 0
-    return plan.compute_bytes * round(sum(p.in_features * p.out_features * p.each for p in block.projections))
 
 
 def _part(whole: int, parts: int, is_offloaded: bool) -> int:

@@ -9,7 +9,7 @@ __all__ = ["ADAPTER_BYTES", "BASE_BYTES", "Plan"]
 
 Method = Literal["lora", "dora", "adalora", "full"]
 BaseDtype = Literal["float32", "bfloat16", "float16", "int8", "nf4", "gptq"]
-Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd"]
+Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "sgd"]
 Attention = Literal["flash", "sdpa", "eager"]
 Loss = Literal["eager", "fused", "chunked"]
 Sharding = Literal["none", "ddp", "zero2", "zero3", "fsdp"]
@@ -32,6 +32,8 @@ class Plan:
     """Type of what is not packed and of the matrix products."""
     double_quant: bool = True
     """Whether nf4's scales are themselves held in 8 bits."""
+    head_packed: bool = False
+    """Whether the output head is packed too (litgpt); transformers leaves it alone."""
     experts_quantised: bool = False
     """Whether a mixture's experts are packed; transformers 5 has them in 3-D parameters that bitsandbytes skips."""
     experts_looped: bool = False
@@ -40,6 +42,8 @@ class Plan:
     """Whether packed layers keep their inputs for the backward pass, needlessly (bitsandbytes up to 0.41)."""
     loads_whole: bool = False
     """Whether each process holds the whole model on its device before it is cut (ZeRO-3 when packed; litgpt)."""
+    stays_gathered: bool = False
+    """Whether sharded weights, once gathered, stay until the backward pass ends (litgpt's FSDP 1, torch 2.1)."""
     kbit_prepared: bool = False
     """Whether `prepare_model_for_kbit_training` ran: norms, embeddings and so the residual stream in float32."""
     rank: int = 16
@@ -52,12 +56,15 @@ class Plan:
     """Whether embedding and head train too, as copies in the adapter's type (`modules_to_save`)."""
     adapter: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the adapter: peft holds it in float32 by default; trl casts it to bfloat16 on a packed base."""
+    fused_adapter: bool = False
+    """Whether one adapter serves queries, keys and values together and pads its product (litgpt)."""
     dropout: bool = True
     """Whether the adapter's input goes through dropout, which keeps a mask and a copy for each module."""
     autocast: bool = True
     """Whether torch.autocast is on (`bf16=True` in transformers' Trainer)."""
     optimizer: Optimizer = "adamw"
-    """Optimizer; paged states live on the device when there is room, so they count."""
+    """Optimizer; paged states count, for they live on the device when there is room. `adamw` is fused, as transformers
+    5 has it; `adamw_foreach`, torch's own default, works on a copy of all trained weights."""
     micro_batch: int = 1
     """Examples on one device in one forward pass."""
     sequence: int = 1024
@@ -78,8 +85,10 @@ class Plan:
     """Whether norms and gated MLPs run in fused kernels (Liger, Unsloth) that keep fewer intermediates."""
     loss: Loss = "eager"
     """Path of the cross-entropy: torch's, one fused over the logits, or one that never holds all logits."""
-    logits_shifted: bool = False
-    """Whether the logits are shifted and copied instead of the labels (transformers 4.46 to 4.49)."""
+    logits_upcast: bool = True
+    """Whether the loss works on float32 logits (transformers 5; not litgpt, nor GPT-2's relatives before 4.50)."""
+    logits_held: bool = False
+    """Whether the model's own logits outlive the loss (transformers 4.46 to 4.49; litgpt's training loop)."""
     sharding: Sharding = "none"
     """How several devices share the work."""
     devices: int = 1
@@ -118,11 +127,6 @@ class Plan:
     def adapter_bytes(self) -> int:
         """Bytes of an adapter's weight."""
         return ADAPTER_BYTES[self.adapter]
-
-    @property
-    def stream_bytes(self) -> int:
-        """Bytes of a value in the residual stream: 4 where norms and embeddings are float32."""
-        return 4 if self.kbit_prepared else self.compute_bytes
 
     @property
     def shards(self) -> int:

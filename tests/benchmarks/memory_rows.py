@@ -237,7 +237,7 @@ def _plan(record: dict[str, str]) -> Plan:
     rank, start = stated[-1], stated[0] // stated[-1]  # AdaLoRA: `init 64->target 32`
     transformers = re.search(r"tf(\d)\.(\d+)", notes)
     old = bool(transformers) and (4, 46) <= (int(transformers[1]), int(transformers[2])) < (4, 50)
-    optimizer = "adamw"
+    optimizer = "adamw_foreach"  # torch's own default, which transformers had until 5
     if "8bit" in record["optimizer"].lower():
         optimizer = "adamw_8bit"
     elif "Paged" in record["optimizer"]:
@@ -259,9 +259,8 @@ def _plan(record: dict[str, str]) -> Plan:
         embeddings_trained="emb" in method,
         adapter="bfloat16" if litgpt or "fsdp_qlora" in source or unsloth or base == "float16" else "float32",
         dropout=not peft_suite,
-        autocast="amp" in record["dtype"]
-        or "mixed" in record["dtype"]
-        or not (fms or litgpt or peft_suite or "fsdp_qlora" in source),
+        fused_adapter=litgpt,
+        autocast=_autocast(record, kernels),
         optimizer=optimizer,
         micro_batch=_number(record["batch"], "the batch"),
         sequence=_number(record["seq_len"], "the sequence"),
@@ -269,13 +268,26 @@ def _plan(record: dict[str, str]) -> Plan:
         checkpoint_offload=unsloth,
         experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
         keeps_packed_inputs=litgpt and base == "nf4",
+        head_packed=litgpt and base == "nf4",
         loads_whole=litgpt and number > 1,
+        stays_gathered=litgpt and number > 1,
         attention="flash" if "FA2" in notes or "FA2" in method else "sdpa",
-        padding_mask=peft_suite,
+        padding_mask=peft_suite or litgpt,  # litgpt repeats grouped keys itself
         fused_kernels=fused,
         loss="chunked" if chunked else "fused" if fused else "eager",
-        logits_shifted=old,
+        logits_upcast=not litgpt and "gpt_bigcode" not in record["model"],
+        logits_held=old or litgpt,
         sharding=sharding if number > 1 else "none",
         devices=number,
         offload="offload" in notes and number > 1,
     )
+
+
+def _autocast(record: dict[str, str], kernels: str) -> bool:
+    """Tell whether the tool ran under autocast: by its own scripts where they are known, else as Trainer does."""
+    source, dtype = record["source"], record["dtype"]
+    if "amp" in dtype or "mixed" in dtype:
+        return True
+    if "fms-acceleration" in source:  # its scenarios set bf16 or fp16 for packed bases alone
+        return "peft" in kernels
+    return not any(tool in source for tool in ("litgpt", "method_comparison", "fsdp_qlora"))
