@@ -95,7 +95,7 @@ def backward_workspace(block: Block, plan: Plan) -> int:
     branches = 3 if block.is_gated else 2
     lora_on_hidden = any(p.reads == "mlp_hidden" and is_target(p, plan.targets) for p in block.projections)
     cast = plan.adapter_bytes if lora_on_hidden and plan.method != "full" and not plan.autocast else 0
-    mlp = block.mlp // max(1, block.experts_per_token) if plan.experts_looped else block.mlp
+    mlp = block.mlp // max(1, block.experts) if plan.experts_looped else block.mlp  # tokens spread over all experts
     inside = max(branches * width, (branches - 1) * width + cast) * mlp
     return (inside + stream_bytes(block, plan) * block.hidden) * plan.tokens + _unpacked(block, plan)
 

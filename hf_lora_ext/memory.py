@@ -15,18 +15,26 @@ from .sizes import ModelShape
 __all__ = ["MARGIN", "MemoryEstimate", "Plan", "estimate_memory"]
 
 GIB: Final = 2**30
-MARGIN: Final = 0.14
-"""Share of the device-visible estimate that is kept free: about twice its mean error on measured runs."""
-CONTEXT_BYTES: Final = 3 * GIB // 2
-"""CUDA context, kernels and cuBLAS workspaces on one device, which no allocator sees (intercept of nvidia-smi)."""
-COLLECTIVE_BYTES: Final = GIB
-"""Buffers of NCCL on top of it, with several devices."""
-CACHED_LOGIT_BYTES: Final = 5.0
-"""Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (rows: 2 to 8)."""
-CACHED_SHARE: Final = 0.7
-"""The same where no logits are held, as a share of the chunked loss's workspace (fitted)."""
+MARGIN: Final = 0.12
+"""Share of the device-visible estimate that is kept free: about three times its mean error on measured runs."""
+RAGGED_MARGIN: Final = 0.22
+"""The same for a mixture of experts whose weights are gathered: pieces of all sizes, errors twice as wide."""
+CONTEXT_BYTES: Final = GIB
+"""CUDA context, kernels and cuBLAS workspaces on one device, which no allocator sees (fitted to nvidia-smi)."""
+COLLECTIVE_BYTES: Final = 2 * GIB
+"""Buffers of NCCL on top of it, with several devices (fitted)."""
+CACHED_LOGIT_BYTES: Final = 4.5
+"""Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (fitted)."""
+CACHED_SHARE: Final = 0.3
+"""Freed bytes that the allocator keeps, as a share of the kept block inputs (fitted)."""
+CACHED_SHARE_SHARDED: Final = 0.5
+"""The same under FSDP, whose peak is in a block, so that the loss leaves nothing more behind (fitted)."""
 FSDP_STREAMS: Final = 2.0
 """Streams that FSDP 1 holds in its backward pass: the kept inputs, and as much again (Mistral and Mixtral rows)."""
+LIVE_PARAMETERS: Final = 1_000_000_000
+"""Parameters that ZeRO-3 keeps gathered (DeepSpeed's default of `stage3_max_live_parameters`)."""
+REDUCE_BUCKET: Final = 500_000_000
+"""Elements of ZeRO's buffer for gradients on their way (DeepSpeed's default of `reduce_bucket_size`)."""
 NF4_BLOCK: Final = 64
 """Weights that share a scale in NF4 (QLoRA, arXiv 2305.14314, section 3)."""
 NF4_SCALES: Final = 256
@@ -69,6 +77,8 @@ class MemoryEstimate:
     """What the driver and the libraries hold outside torch."""
     host: int
     """Memory of the host for loading and for what is offloaded."""
+    margin: float
+    """Share of `device` that `needed` adds, by how far such runs strayed from their estimates."""
 
     @property
     def allocated(self) -> int:
@@ -88,7 +98,7 @@ class MemoryEstimate:
     @property
     def needed(self) -> int:
         """Memory that a device should have: `device` with the margin."""
-        return round(self.device * (1 + MARGIN))
+        return round(self.device * (1 + self.margin))
 
 
 COMPONENTS: Final = (
@@ -112,12 +122,13 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
     block = block_of(shape)
     weights, quantisation, unsharded = _held(shape, block, plan)
     trainable, element = _trainable(shape, block, plan)
+    offload = plan.offload and plan.gathers
     held = {
-        "weights": _part(weights, plan.shards, plan.offload),
-        "quantisation": _part(quantisation, plan.shards, plan.offload),
-        "adapters": 0 if plan.method == "full" else _part(trainable * element, plan.shards, plan.offload),
-        "optimizer": _part(_optimizer(trainable, element, plan), plan.state_shards, plan.offload),
-        "gathered": unsharded + (trainable * element if plan.sharding in ("ddp", "zero2") else 0),
+        "weights": _part(weights, plan.shards, offload),
+        "quantisation": _part(quantisation, plan.shards, offload),
+        "adapters": 0 if plan.method == "full" else _part(trainable * element, plan.shards, offload),
+        "optimizer": _part(_optimizer(trainable, element, plan), plan.state_shards, offload),
+        "gathered": unsharded + _on_their_way(trainable * element, element, plan),
     }
     gradients = _part(trainable * element, plan.state_shards, False)
     moments = _moments(block, plan, gradients, _step_copy(trainable * element, plan))
@@ -128,9 +139,10 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
         **at_peak,
         peak=peak,
         loading=_loading(weights + quantisation, unsharded, plan) + _unpacked_while_loading(block, plan),
-        cached=_cached(block, plan) + (unsharded if plan.shards > 1 else 0),  # FSDP lets 2 gathers be in flight
+        cached=_cached(shape, block, plan, unsharded),
         context=CONTEXT_BYTES + (COLLECTIVE_BYTES if plan.devices > 1 else 0),
         host=_host(shape, plan, weights + quantisation),
+        margin=RAGGED_MARGIN if plan.gathers and block.experts else MARGIN,
     )
 
 
@@ -193,12 +205,14 @@ def _held(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int, int]:
         quantisation = sum(4 * layer.out_features * (layer.count - layer.kept) for layer in shape.linear)
     else:
         quantisation = 0
-    if plan.shards == 1:
+    if not plan.gathers:
         return weights, quantisation, 0
     root = block.vocabulary * block.hidden * (1 if block.tied else 2)
     one_block = (weights - min(root * element, weights)) // block.layers
-    ahead = 2 if plan.sharding == "zero3" or plan.offload else 1  # the next one is on its way
-    gathered = root * element + ahead * one_block
+    if plan.sharding == "zero3":
+        live = max(2 * one_block, round(LIVE_PARAMETERS * weights / shape.parameters))
+        return weights, quantisation, min(weights, root * element + live)
+    gathered = root * element + (2 if plan.offload else 1) * one_block  # the next one is on its way
     return weights, quantisation, weights + gathered if plan.stays_gathered else min(weights, gathered)
 
 
@@ -228,6 +242,13 @@ def _trainable(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int]:
     return round(count), plan.adapter_bytes
 
 
+def _on_their_way(gradients: int, element: int, plan: Plan) -> int:
+    """Return the bytes of gradients as copied for other devices."""
+    if plan.sharding in ("zero2", "zero3"):
+        return REDUCE_BUCKET * element
+    return gradients if plan.sharding == "ddp" else 0
+
+
 def _optimizer(trainable: int, element: int, plan: Plan) -> int:
     """Return the bytes of the optimizer's states: two moments a parameter in its own type, or in 8 bits."""
     if plan.optimizer == "sgd":
@@ -237,22 +258,29 @@ def _optimizer(trainable: int, element: int, plan: Plan) -> int:
     return trainable * 2 * element
 
 
-def _cached(block: Block, plan: Plan) -> int:
+def _cached(shape: ModelShape, block: Block, plan: Plan, gathered: int) -> int:
     """Return the freed bytes that the allocator keeps at the peak."""
-    if plan.loss == "chunked":
-        return round(CACHED_SHARE * loss_workspace(block, plan))
-    return round(CACHED_LOGIT_BYTES * block.vocabulary * plan.tokens)
+    kept = kept_checkpoints(block, plan) if plan.checkpointing else 0
+    if plan.gathers:
+        # As much again, since two gathers are in flight; packed blocks leave their unpacked weights behind as well.
+        return round(CACHED_SHARE_SHARDED * kept) + gathered + _unpacked_block(shape, block, plan)
+    logits = 0 if plan.loss == "chunked" else block.vocabulary * plan.tokens
+    return round(CACHED_LOGIT_BYTES * logits + CACHED_SHARE * kept)
+
+
+def _unpacked_block(shape: ModelShape, block: Block, plan: Plan) -> int:
+    return plan.compute_bytes * (_packed_parameters(shape, block, plan) // block.layers)
 
 
 def _part(whole: int, parts: int, is_offloaded: bool) -> int:
-    return 0 if is_offloaded and parts > 1 else -(-whole // parts)
+    return 0 if is_offloaded else -(-whole // parts)
 
 
 def _loading(whole: int, gathered: int, plan: Plan) -> int:
     """Return what the weights take while loading: the whole and the part cut from it, or the part and one block."""
-    part = _part(whole, plan.shards, plan.offload)
-    if plan.shards == 1:
+    if not plan.gathers:
         return whole
+    part = _part(whole, plan.shards, plan.offload)
     return whole + part if plan.loads_whole else part + gathered
 
 

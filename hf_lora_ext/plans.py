@@ -103,7 +103,8 @@ class Plan:
         for name in ("rank", "start_factor", "micro_batch", "sequence", "accumulation", "devices"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be a whole number from 1")
-        if self.sharding != "none" and self.devices < 2:
+        alone = self.sharding == "zero3" and self.offload  # DeepSpeed offloads on one device too
+        if self.sharding != "none" and self.devices < 2 and not alone:
             raise ConfigError(f"sharding={self.sharding!r} needs 2 devices or more, {self.devices} is given")
         if self.method == "full" and self.is_packed:
             raise ConfigError(f"base={self.base!r} cannot train in full; packed weights take no gradient")
@@ -129,9 +130,14 @@ class Plan:
         return ADAPTER_BYTES[self.adapter]
 
     @property
+    def gathers(self) -> bool:
+        """Whether weights are put together from their parts, a few at a time, as they are needed."""
+        return self.sharding in ("zero3", "fsdp")
+
+    @property
     def shards(self) -> int:
         """Parts into which the frozen weights are cut."""
-        return self.devices if self.sharding in ("zero3", "fsdp") else 1
+        return self.devices if self.gathers else 1
 
     @property
     def state_shards(self) -> int:
