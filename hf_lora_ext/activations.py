@@ -73,7 +73,13 @@ def stream_bytes(block: Block, plan: Plan) -> int:
     give back what they get. Plain layers under autocast give back the narrow type, so the stream stays narrow.
     """
     widened = plan.autocast and plan.is_packed and block.habits.norm == "layer"
-    return 4 if plan.kbit_prepared or plan.base == "float32" or widened else plan.compute_bytes
+    wide = plan.base == "float32" and not _narrows_weights(plan)
+    return 4 if plan.kbit_prepared or wide or widened else plan.compute_bytes
+
+
+def _narrows_weights(plan: Plan) -> bool:
+    """Tell whether FSDP or DeepSpeed hands float32 weights out in the narrow type, so that no cast is left to do."""
+    return plan.has_master_copy or (plan.sharding == "fsdp" and plan.autocast)
 
 
 def kept_checkpoints(block: Block, plan: Plan) -> int:
@@ -84,7 +90,7 @@ def kept_checkpoints(block: Block, plan: Plan) -> int:
 
 def cast_weights(block: Block, plan: Plan) -> int:
     """Return the bytes of one block's weights as autocast narrows them, which its graph keeps."""
-    if plan.base != "float32" or plan.compute == "float32" or not plan.autocast:
+    if plan.base != "float32" or plan.compute == "float32" or not plan.autocast or _narrows_weights(plan):
         return 0
     return plan.compute_bytes * round(sum(p.in_features * p.out_features * p.each for p in block.projections))
 

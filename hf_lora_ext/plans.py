@@ -135,6 +135,11 @@ class Plan:
         return self.sharding in ("zero3", "fsdp")
 
     @property
+    def has_master_copy(self) -> bool:
+        """Whether the optimizer works on a float32 copy of what trains, as DeepSpeed does in 16 bits."""
+        return self.sharding in ("zero2", "zero3") and self.compute_bytes < 4
+
+    @property
     def shards(self) -> int:
         """Parts into which the frozen weights are cut."""
         return self.devices if self.gathers else 1

@@ -129,8 +129,8 @@ def fitted(rows: list[Row]) -> dict[str, float]:
     visible = [row for row in rows if row.metric != "allocated"]
     for grid, part in ((ALLOCATED, sharded), (VISIBLE, visible), (VISIBLE, visible)):
         for name, tried in grid.items():
-            found = min(tried, key=lambda value: score({**values, name: value}, part))  # noqa: B023
-            values[name] = found
+            scores = {value: score({**values, name: value}, part) for value in tried}
+            values[name] = min(scores, key=scores.__getitem__)
     return values
 
 
@@ -221,7 +221,10 @@ def main(arguments: list[str]) -> None:
                 f"{row.plan.sequence:6} {row.plan.sharding:5} {row.metric:9} {predicted(row):7.2f} predicted "
                 f"{row.measured:7.2f} measured {error(row):+7.1%} {estimate_memory(row.shape, row.plan).peak}"
             )
-    print(f"\nmargin {memory.MARGIN:.0%} (gathered mixtures {memory.RAGGED_MARGIN:.0%}); `configs`: mean over configurations\n{HEAD}")
+    print(
+        f"\nmargin {memory.MARGIN:.0%}, {memory.RAGGED_MARGIN:.0%} for gathered mixtures; `configs`: over configurations"
+    )
+    print(HEAD)
     for name, part in groups(rows):
         print(line(name, part))
     margins(rows)

@@ -300,7 +300,7 @@ def _plan(record: dict[str, str]) -> Plan:
         sharding = "ddp"
     if not (record["rank"] or full):
         raise Unreadable("the rank is not stated")
-    stated = [int(found) for found in re.findall(r"\d+", record["rank"] or "1")]
+    stated = [int(found) for found in re.findall(r"\d+", "1" if full else record["rank"])]
     rank, start = stated[-1], stated[0] // stated[-1]  # AdaLoRA: `init 64->target 32`
     transformers = re.search(r"tf(\d)\.(\d+)", notes)
     old = bool(transformers) and (4, 46) <= (int(transformers[1]), int(transformers[2])) < (4, 50)
