@@ -63,6 +63,7 @@ def saved_by_layer(block: Block, plan: Plan) -> SavedByLayer:
     }
     kept = {name: ceil(value * plan.tokens) for name, value in per_token.items()}
     kept["norms"] += _norm_weights(block)
+    kept["adapters"] += 0 if plan.method == "full" else _adapter_weights(block, plan)
     return SavedByLayer(**kept)
 
 
@@ -137,10 +138,10 @@ def _inner_bytes(block: Block, plan: Plan) -> int:
 
 
 def _unpacked(block: Block, plan: Plan) -> int:
-    """Bytes of the largest packed weight while it is unpacked for its product."""
-    if not plan.is_packed:
-        return 0
-    return plan.compute_bytes * max((p.in_features * p.out_features for p in block.projections), default=0)
+    """Bytes of the largest packed weight while it is unpacked; for DoRA the product of its factors and their sum."""
+    largest = max((p.in_features * p.out_features for p in block.projections), default=0)
+    copies = plan.is_packed + (2 if plan.method == "dora" else 0)
+    return copies * plan.compute_bytes * largest
 
 
 def _norms(block: Block, plan: Plan) -> int:
@@ -150,14 +151,15 @@ def _norms(block: Block, plan: Plan) -> int:
         width, statistics = 4 if plan.autocast else stream_bytes(block, plan), 2 * STATISTIC
     elif plan.fused_kernels:
         width = stream_bytes(block, plan)
-    trained = plan.compute_bytes if habits.norm == "rms" else 4 if habits.norm == "rms_wide" else 0
-    trained *= plan.method == "full"
-    kept = (habits.norm_inputs * width + habits.norms * trained) * block.hidden + habits.norms * statistics
+    trains = plan.method == "full"
+    scaled = {"rms": stream_bytes(block, plan), "rms_wide": 4, "layer": 0}[habits.norm] * trains
+    kept = (habits.norm_inputs * width + habits.norms * scaled) * block.hidden + habits.norms * statistics
     if habits.head_norms == "none":
         return kept
     width = plan.compute_bytes if plan.fused_kernels else 4
+    scaled = {"rms": plan.compute_bytes, "rms_wide": 4, "layer": 0}[habits.norm] * trains
     groups = 2 if habits.head_norms == "width" else block.heads + block.heads * block.key_value // block.query
-    return kept + (width + trained) * (block.query + block.key_value) + STATISTIC * groups
+    return kept + (width + scaled) * (block.query + block.key_value) + STATISTIC * groups
 
 
 def _norm_weights(block: Block) -> int:
@@ -183,7 +185,7 @@ def _attention(block: Block, plan: Plan) -> int:
 
 
 def _mlp(block: Block, plan: Plan) -> int:
-    width = _inner_bytes(block, plan)
+    width = stream_bytes(block, plan) if block.experts_per_token else _inner_bytes(block, plan)
     if block.is_gated:
         return width * block.mlp * (2 if plan.fused_kernels else 3) + _routing(block, width)
     return width * block.mlp * (4 if block.habits.activation == "composed" else 1)
@@ -197,14 +199,23 @@ def _routing(block: Block, width: int) -> int:
     return STATISTIC * (block.experts + 1 + 2 * chosen) + 4 * INDEX * chosen + width * chosen * block.hidden
 
 
-def _inputs(block: Block, plan: Plan) -> int:
-    """Inputs of the layers when base weights train; the attention keeps its result already, ReLU its own."""
+def _inputs(block: Block, plan: Plan) -> Fraction:
+    """Inputs of the layers when base weights train; the attention keeps its result already, ReLU its own.
+
+    Layers that read the same tensor share it, unless autocast narrows it for each of them.
+    """
     width = plan.compute_bytes
+    experts = stream_bytes(block, plan) if block.experts_per_token else width  # autocast does not narrow experts
+    shared = [p for p in block.projections if p.reads in ("attention_input", "mlp_input")]
+    read = Fraction(min(2 - bool(block.experts_per_token), block.habits.norms))
+    if plan.method == "full" and plan.autocast and stream_bytes(block, plan) > width:
+        read = sum((p.each for p in shared), Fraction(0))
     attention = block.query if _copies_result(block, plan) else 0
     hidden = 0 if block.habits.activation == "relu" else block.mlp
-    norms = min(2, block.habits.norms)
-    routed = block.hidden * block.experts_per_token  # each expert has its tokens gathered
-    return width * (norms * block.hidden + hidden + attention + routed)
+    routed = (
+        block.hidden * (block.experts_per_token + 1) if block.experts_per_token else 0
+    )  # gathered, and the router's
+    return width * (read * block.hidden + attention) + experts * (hidden + routed)
 
 
 def _copies_result(block: Block, plan: Plan) -> bool:
@@ -254,6 +265,25 @@ def _adapter(projection: Projection, block: Block, plan: Plan) -> int:
     if plan.method == "dora":
         kept += (_inner_bytes(block, plan) + product) * projection.out_features
     return kept
+
+
+def _adapter_weights(block: Block, plan: Plan) -> int:
+    """Bytes that adapters keep once a block, not a token: copies that autocast narrows, and what DoRA's norm needs.
+
+    peft multiplies an identity of the input's width through both factors for DoRA, and autograd keeps it.
+    """
+    rank, product = plan.rank * plan.start_factor, _product_bytes(plan)
+    kept = Fraction(0)
+    for p in block.projections:
+        if not is_target(p, plan.targets):
+            continue
+        if product < plan.adapter_bytes:
+            kept += p.each * product * rank * (p.in_features + p.out_features)
+        if plan.method == "dora":
+            kept += p.each * (
+                product * p.in_features * (p.in_features + rank) + 3 * plan.adapter_bytes * p.out_features
+            )
+    return round(kept)
 
 
 def _fused_adapter(block: Block, plan: Plan, fused: list[Projection]) -> int:

@@ -334,6 +334,7 @@ def _plan(record: dict[str, str]) -> Plan:
         optimizer=optimizer,
         micro_batch=_number(record["batch"], "the batch"),
         sequence=_number(record["seq_len"], "the sequence"),
+        accumulation=int((re.search(r"grad accum (\d+)", notes) or [0, 1])[1]),
         checkpointing=record["grad_ckpt"].startswith("yes"),
         checkpoint_offload=unsloth and "blog" not in source,  # its blog of 2023 is older than the offload
         experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
