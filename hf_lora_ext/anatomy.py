@@ -63,7 +63,7 @@ class Block:
 
 _ATTENTION_IN: Final = {
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "W_pack", "Wqkv", "query", "key"),
-    *("value", "q", "k", "v", "qkv", "q_a_proj", "kv_a_proj_with_mqa", "in_proj"),
+    *("value", "q", "k", "v", "qkv", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "in_proj"),
 }
 _ATTENTION_OUT: Final = {"o_proj", "dense", "out_proj", "o"}
 _MLP_IN: Final = {

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hf_lora_ext.anatomy import block_of
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.families import shape_from_config
-from hf_lora_ext.memory import COMPONENTS, estimate_memory
+from hf_lora_ext.memory import COMPONENTS, MARGIN, estimate_memory
 from hf_lora_ext.plans import Plan
 from hf_lora_ext.popular_models import POPULAR_MODELS, popular_config
 from hf_lora_ext.sizes import ModelShape
@@ -28,12 +28,40 @@ PLANS = st.builds(
     fused_kernels=st.booleans(),
     adapter=st.sampled_from(["float32", "bfloat16"]),
     method=st.sampled_from(["lora", "dora", "adalora"]),
+    logits_upcast=st.booleans(),
+    logits_held=st.booleans(),
+    padding_mask=st.booleans(),
+    embeddings_trained=st.booleans(),
     loss=st.sampled_from(["eager", "fused", "chunked"]),
     attention=st.sampled_from(["flash", "sdpa", "eager"]),
-    optimizer=st.sampled_from(["adamw", "adamw_8bit", "sgd"]),
+    optimizer=st.sampled_from(["adamw", "adamw_foreach", "adamw_8bit", "sgd"]),
+    accumulation=st.integers(1, 2),
+)
+FULL = st.builds(
+    Plan,
+    method=st.just("full"),
+    base=st.sampled_from(["float32", "bfloat16"]),
+    micro_batch=st.integers(1, 64),
+    sequence=st.integers(16, 131_072),
+    checkpointing=st.booleans(),
+    autocast=st.booleans(),
+    loss=st.sampled_from(["eager", "fused", "chunked"]),
+    attention=st.sampled_from(["flash", "sdpa", "eager"]),
+    optimizer=st.sampled_from(["adamw", "adamw_foreach", "adamw_8bit", "sgd"]),
     accumulation=st.integers(1, 2),
 )
 MODELS = st.sampled_from(sorted(POPULAR_MODELS))
+LARGEST = {
+    "405B": popular_config("meta-llama/Llama-3.1-405B"),
+    "DeepSeek-V3": {"model_type": "deepseek_v3"},
+}
+COSTS = {
+    "dropout": (False, True), "padding_mask": (False, True), "accumulation": (1, 2), "logits_held": (False, True),
+    "embeddings_trained": (False, True), "attention": ("sdpa", "eager"), "method": ("lora", "dora"),
+    "fused_kernels": (True, False), "loss": ("fused", "eager"), "kbit_prepared": (False, True),
+    "optimizer": ("adamw", "adamw_foreach"), "double_quant": (True, False), "checkpoint_offload": (True, False),
+}  # fmt: skip
+"""Field of a plan → two values, of which the second never needs less."""
 
 
 def shape_of(model: str) -> ModelShape:
@@ -57,6 +85,69 @@ def test_more_of_anything_never_needs_less(model: str, plan: Plan, name: str):
     more = replace(plan, **{name: 2 * getattr(plan, name)})
     assert estimate_memory(shape, more).allocated >= estimate_memory(shape, plan).allocated
     assert estimate_memory(shape, more).device >= estimate_memory(shape, plan).device
+
+
+@given(model=MODELS, plan=PLANS | FULL, name=st.sampled_from(sorted(COSTS)))
+def test_what_costs_memory_never_needs_less(model: str, plan: Plan, name: str):
+    assume(name != "method" or plan.method != "full")
+    less, more = (estimate_memory(shape_of(model), replace(plan, **{name: value})) for value in COSTS[name])
+    assert less.allocated <= more.allocated
+
+
+@given(plan=PLANS | FULL, vocabulary=st.integers(1000, 256_000), mlp=st.integers(1000, 30_000))
+def test_a_wider_model_never_needs_less(plan: Plan, vocabulary: int, mlp: int):
+    config = {**popular_config("meta-llama/Llama-3.2-3B"), "vocab_size": vocabulary, "intermediate_size": mlp}
+    narrow = estimate_memory(shape_from_config(config), plan)
+    for name in ("vocab_size", "intermediate_size"):
+        wide = estimate_memory(shape_from_config({**config, name: 2 * config[name]}), plan)
+        assert wide.allocated >= narrow.allocated
+        assert wide.device >= narrow.device
+
+
+@pytest.mark.parametrize("name", sorted(LARGEST))
+@given(plan=PLANS | FULL)
+def test_the_largest_models_are_planned_too(name: str, plan: Plan):
+    shape = shape_from_config(LARGEST[name])
+    alone, cut = (estimate_memory(shape, replace(plan, **many)) for many in ({}, {"sharding": "fsdp", "devices": 64}))
+    assert cut.weights == -(-alone.weights // 64) or plan.method == "full"
+    assert alone.allocated > shape.parameters // 2
+    parts = [getattr(cut, part) for part in COMPONENTS]
+    assert cut.allocated == sum(parts)
+    assert min(parts) >= 0
+
+
+@given(model=MODELS, plan=FULL)
+def test_training_everything_needs_more_than_an_adapter(model: str, plan: Plan):
+    assume(plan.optimizer != "sgd")  # then only gradients differ, and they may not be there at the peak
+    shape = shape_of(model)
+    adapter = replace(plan, method="lora", adapter=plan.base, dropout=False, targets=("q_proj",), rank=1)
+    assert estimate_memory(shape, plan).allocated >= estimate_memory(shape, adapter).allocated
+
+
+def test_foreach_adamw_holds_five_times_the_weights_in_a_full_step():
+    shape = shape_of("mistralai/Mistral-7B-v0.1")
+    plan = Plan(method="full", optimizer="adamw_foreach", autocast=False, sequence=16)
+    estimate = estimate_memory(shape, plan)
+    assert estimate.peak == "step"
+    assert estimate.allocated == 5 * 2 * shape.parameters
+    fused = estimate_memory(shape, replace(plan, optimizer="adamw"))
+    assert 4 * 2 * shape.parameters < fused.allocated < 4.2 * 2 * shape.parameters
+
+
+def test_fsdp_holds_what_trains_in_float32_under_mixed_precision_and_deepspeed_a_copy():
+    shape = shape_of("mistralai/Mistral-7B-v0.1")
+    plan = Plan(method="full", sharding="fsdp", devices=4, autocast=True)
+    assert estimate_memory(shape, plan).weights == shape.parameters
+    assert estimate_memory(shape, plan).optimizer == 2 * shape.parameters
+    assert estimate_memory(shape, replace(plan, autocast=False)).weights == -(-shape.parameters // 2)
+    zero = estimate_memory(shape, replace(plan, sharding="zero3"))
+    assert zero.optimizer == 12 * shape.parameters // 4
+
+
+def test_a_gathered_mixture_is_given_more_room():
+    shape, sharded = shape_of("mistralai/Mixtral-8x7B-v0.1"), Plan(sharding="fsdp", devices=2)
+    assert estimate_memory(shape, sharded).margin > estimate_memory(shape, Plan()).margin
+    assert estimate_memory(shape_of("mistralai/Mistral-7B-v0.1"), sharded).margin == MARGIN
 
 
 @given(plan=PLANS, layers=st.integers(2, 40))
