@@ -100,6 +100,8 @@ def backward_workspace(block: Block, plan: Plan) -> int:
     """Return the bytes of gradients alive at once in a block's MLP: of the stream, and of each intermediate."""
     width = _inner_bytes(block, plan)
     branches = 3 if block.is_gated else 2
+    if plan.method == "full":
+        branches -= 1  # the last layer's input, which is kept then, is free by the time the others' gradients are there
     lora_on_hidden = any(p.reads == "mlp_hidden" and is_target(p, plan.targets) for p in block.projections)
     cast = plan.adapter_bytes if lora_on_hidden and plan.method != "full" and not plan.autocast else 0
     mlp = block.mlp // max(1, block.experts) if plan.experts_looped else block.mlp  # tokens spread over all experts
@@ -116,7 +118,7 @@ def loss_workspace(block: Block, plan: Plan) -> int:
     gradient in float32 and as cast back.
     """
     stream = stream_bytes(block, plan)
-    norm = plan.compute_bytes + (4 if block.habits.norm != "layer" and not plan.fused_kernels else stream)
+    norm = plan.compute_bytes + (4 if block.habits.norm != "layer" and not plan.fused_norms else stream)
     if block.habits.norm == "layer" and plan.autocast:
         norm += 4  # the norm's own result, before it is cast for the head
     if plan.loss == "chunked":
@@ -149,14 +151,14 @@ def _norms(block: Block, plan: Plan) -> int:
     width, statistics = 4, STATISTIC
     if habits.norm == "layer":
         width, statistics = 4 if plan.autocast else stream_bytes(block, plan), 2 * STATISTIC
-    elif plan.fused_kernels:
+    elif plan.fused_norms:
         width = stream_bytes(block, plan)
     trains = plan.method == "full"
     scaled = {"rms": stream_bytes(block, plan), "rms_wide": 4, "layer": 0}[habits.norm] * trains
     kept = (habits.norm_inputs * width + habits.norms * scaled) * block.hidden + habits.norms * statistics
     if habits.head_norms == "none":
         return kept
-    width = plan.compute_bytes if plan.fused_kernels else 4
+    width = plan.compute_bytes if plan.fused_norms else 4
     scaled = {"rms": plan.compute_bytes, "rms_wide": 4, "layer": 0}[habits.norm] * trains
     groups = 2 if habits.head_norms == "width" else block.heads + block.heads * block.key_value // block.query
     return kept + (width + scaled) * (block.query + block.key_value) + STATISTIC * groups
@@ -187,7 +189,7 @@ def _attention(block: Block, plan: Plan) -> int:
 def _mlp(block: Block, plan: Plan) -> int:
     width = stream_bytes(block, plan) if block.experts_per_token else _inner_bytes(block, plan)
     if block.is_gated:
-        return width * block.mlp * (2 if plan.fused_kernels else 3) + _routing(block, width)
+        return width * block.mlp * (2 if plan.fused_mlp else 3) + _routing(block, width)
     return width * block.mlp * (4 if block.habits.activation == "composed" else 1)
 
 

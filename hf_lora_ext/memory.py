@@ -16,8 +16,8 @@ from .states import States, packed_parameters, states_of, trained_bytes
 __all__ = ["MARGIN", "MemoryEstimate", "Plan", "estimate_memory"]
 
 GIB: Final = 2**30
-MARGIN: Final = 0.11
-"""Share of the device-visible estimate that is kept free: about three times its mean error on measured runs."""
+MARGIN: Final = 0.1
+"""Share of the device-visible estimate that is kept free: more than twice its mean error on measured runs."""
 RAGGED_MARGIN: Final = 0.25
 """The same for a mixture of experts whose weights are gathered: its errors on nvidia-smi reach a fifth."""
 CONTEXT_BYTES: Final = 3 * GIB // 4
@@ -28,7 +28,7 @@ CACHED_LOGIT_BYTES: Final = 4.0
 """Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (fitted)."""
 CACHED_SHARE: Final = 0.4
 """Freed bytes that the allocator keeps, as a share of the kept block inputs (fitted)."""
-CACHED_SHARE_SHARDED: Final = 0.5
+CACHED_SHARE_SHARDED: Final = 0.4
 """The same under FSDP, whose peak is in a block, so that the loss leaves nothing more behind (fitted)."""
 FSDP_STREAMS: Final = 2.0
 """Streams that FSDP 1 holds in the backward pass of an adapter: the kept inputs, and as much again (fitted)."""

@@ -81,8 +81,10 @@ class Plan:
     """Whether the kept block inputs wait in host memory (Unsloth)."""
     attention: Attention = "sdpa"
     """Kernel of the attention; `eager` keeps its weights for every pair of tokens."""
-    fused_kernels: bool = False
-    """Whether norms and gated MLPs run in fused kernels (Liger, Unsloth) that keep fewer intermediates."""
+    fused_norms: bool = False
+    """Whether norms run in fused kernels (Liger, Unsloth, foundation-model-stack) that keep no float32 copy."""
+    fused_mlp: bool = False
+    """Whether gated MLPs run in fused kernels (Liger, Unsloth) that keep two intermediates of three."""
     loss: Loss = "eager"
     """Path of the cross-entropy: torch's, one fused over the logits, or one that never holds all logits."""
     logits_upcast: bool = True

@@ -25,7 +25,8 @@ PLANS = st.builds(
     dropout=st.booleans(),
     autocast=st.booleans(),
     kbit_prepared=st.booleans(),
-    fused_kernels=st.booleans(),
+    fused_norms=st.booleans(),
+    fused_mlp=st.booleans(),
     adapter=st.sampled_from(["float32", "bfloat16"]),
     method=st.sampled_from(["lora", "dora", "adalora"]),
     logits_upcast=st.booleans(),
@@ -56,11 +57,21 @@ LARGEST = {
     "DeepSeek-V3": {"model_type": "deepseek_v3"},
 }
 COSTS = {
-    "dropout": (False, True), "padding_mask": (False, True), "accumulation": (1, 2), "logits_held": (False, True),
-    "embeddings_trained": (False, True), "attention": ("sdpa", "eager"), "method": ("lora", "dora"),
-    "fused_kernels": (True, False), "loss": ("fused", "eager"), "kbit_prepared": (False, True),
-    "optimizer": ("adamw", "adamw_foreach"), "double_quant": (True, False), "checkpoint_offload": (True, False),
-}  # fmt: skip
+    "dropout": (False, True),
+    "padding_mask": (False, True),
+    "accumulation": (1, 2),
+    "logits_held": (False, True),
+    "embeddings_trained": (False, True),
+    "attention": ("sdpa", "eager"),
+    "method": ("lora", "dora"),
+    "fused_norms": (True, False),
+    "fused_mlp": (True, False),
+    "loss": ("fused", "eager"),
+    "kbit_prepared": (False, True),
+    "optimizer": ("adamw", "adamw_foreach"),
+    "double_quant": (True, False),
+    "checkpoint_offload": (True, False),
+}
 """Field of a plan → two values, of which the second never needs less."""
 
 

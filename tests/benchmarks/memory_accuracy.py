@@ -21,7 +21,7 @@ from hf_lora_ext.memory import estimate_memory
 CARDS = (8, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80)
 """GiB of the cards that fits are judged on."""
 MARGINS = (0.0, 0.05, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.25, 0.3)
-ALLOCATED = {"FSDP_STREAMS": (1.0, 1.5, 2.0, 2.5, 3.0)}
+ALLOCATED = {"FSDP_STREAMS": (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)}
 """Calibrated constants of the allocated bytes, and what is tried for each."""
 VISIBLE = {
     "CACHED_LOGIT_BYTES": (3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0),

@@ -344,7 +344,8 @@ def _plan(record: dict[str, str]) -> Plan:
         stays_gathered=litgpt and number > 1,
         attention="flash" if "FA2" in notes or "FA2" in method else "sdpa",
         padding_mask=peft_suite or litgpt,  # litgpt repeats grouped keys itself
-        fused_kernels=fused,
+        fused_norms=fused,
+        fused_mlp=fused and not fms,  # its kernels are of norms, rotary positions and the loss
         loss="chunked" if chunked else "fused" if fused else "eager",
         logits_upcast=not litgpt and "gpt_bigcode" not in record["model"],
         logits_held=old or litgpt,
