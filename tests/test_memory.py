@@ -101,6 +101,7 @@ def test_more_of_anything_never_needs_less(model: str, plan: Plan, name: str):
 @given(model=MODELS, plan=PLANS | FULL, name=st.sampled_from(sorted(COSTS)))
 def test_what_costs_memory_never_needs_less(model: str, plan: Plan, name: str):
     assume(name != "method" or plan.method != "full")
+    assume(name != "attention" or plan.sequence >= 512)  # of a few tokens, eager keeps less
     less, more = (estimate_memory(shape_of(model), replace(plan, **{name: value})) for value in COSTS[name])
     assert less.allocated <= more.allocated
 
