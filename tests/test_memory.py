@@ -1,11 +1,14 @@
 """The memory estimate: its laws."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hf_lora_ext import memory
 from hf_lora_ext.anatomy import block_of
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.families import shape_from_config
@@ -241,3 +244,12 @@ def test_every_popular_config_has_a_shape_whose_block_is_whole():
         assert {"attention_input", "attention_output"} <= read
         assert block.mlp > 0
         assert block.query >= block.key_value > 0
+
+
+def test_the_method_cards_example_and_constants_are_true(capsys: pytest.CaptureFixture[str]):
+    card = Path(memory.__file__).with_suffix(".md").read_text(encoding="utf8")
+    exec(compile(re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1], "memory.md", "exec"), {})
+    assert capsys.readouterr().out.startswith(("loss", "block", "step"))
+    for name, value, unit in re.findall(r"\| `([A-Z_]+)` \| ([\d.]+)( GiB)? \|", card):
+        assert getattr(memory, name) == float(value) * (GIB if unit else 1)
+    assert f"**{memory.MARGIN * 100:.0f} %**" in card
