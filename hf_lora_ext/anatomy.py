@@ -128,6 +128,8 @@ def _reads(name: str, within: str, width_in: int, width_out: int, hidden: int) -
     in_mlp = any(part in within for part in ("mlp", "ffn", "feed_forward", "experts"))
     if name in _ATTENTION_IN and not in_mlp:
         return "attention_input"
+    if name == "dense" and width_in != width_out:  # BERT calls three layers so
+        return "mlp_input" if width_in == hidden else "mlp_hidden"
     if (name in _ATTENTION_OUT or (name == "c_proj" and "att" in within)) and not in_mlp:
         return "attention_output"
     if name in _MLP_IN:

@@ -39,6 +39,7 @@ class Habits:
 
 
 _LAYER: Final = Habits(norm="layer")
+_BERT: Final = Habits(norm="layer", has_wide_softmax=False)
 _GEMMA: Final = Habits(norm="rms_wide", adds_one=True)
 _HEADS: Final = Habits(head_norms="head")
 _HABITS: Final[dict[str, Habits]] = {
@@ -63,7 +64,7 @@ _HABITS: Final[dict[str, Habits]] = {
     "cohere": Habits(norm="layer", norms=1, norm_inputs=1),
     "opt": Habits(norm="layer", activation="relu"),
     **dict.fromkeys(("gpt_bigcode", "bloom", "mpt", "starcoder2", "stablelm"), _LAYER),
-    **dict.fromkeys(("bert", "roberta", "distilbert", "xlm-roberta", "modernbert", "deberta-v2"), _LAYER),
+    **dict.fromkeys(("bert", "roberta", "distilbert", "xlm-roberta", "modernbert", "deberta-v2"), _BERT),
 }
 
 

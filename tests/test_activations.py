@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from hf_lora_ext.activations import cast_weights, kept_checkpoints, saved_by_layer
 from hf_lora_ext.anatomy import Block, block_of, is_target
@@ -21,6 +21,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 WIDE_HEADS = {**GROUPED, "head_dim": 24}
 GPT2 = {"n_embd": 64, "n_head": 4, "n_inner": 176, "resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
+BERT = {**SIZES, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 EXPERTS = {"num_experts_per_tok": 2}
 TINY = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "smollm3", "olmo2", "phi3"), GROUPED),
@@ -31,9 +32,11 @@ TINY = {
     "gpt_bigcode": {**GPT2, "multi_query": True},
     "bloom": {"hidden_size": 64, "n_head": 4},
     "opt": {"hidden_size": 64, "ffn_dim": 176, "num_attention_heads": 4, "dropout": 0.0, "word_embed_proj_dim": 64},
+    **dict.fromkeys(("bert", "roberta"), BERT),
     "mixtral": {**GROUPED, **EXPERTS, "num_local_experts": 4},
     "qwen3_moe": {**WIDE_HEADS, **EXPERTS, "num_experts": 4, "moe_intermediate_size": 48, "norm_topk_prob": True},
 }
+ENCODERS = {"bert", "roberta"}
 EAGER_ALONE = {"gemma2", "bloom"}
 """transformers has no sdpa for these."""
 ROUTER_BYTES = 32
@@ -46,7 +49,8 @@ PLAIN = Plan(
 
 def config_of(family: str, layers: int, attention: str):
     named = "n_layer" if "n_embd" in TINY[family] or family == "bloom" else "num_hidden_layers"
-    more = {named: layers, "vocab_size": 128, "use_cache": False, "attn_implementation": attention}
+    more = {named: layers, "vocab_size": 128, "attn_implementation": attention}
+    more |= {} if family in ENCODERS else {"use_cache": False}
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return AutoConfig.for_model(family, **{**TINY[family], **more, **tokens})
 
@@ -54,7 +58,8 @@ def config_of(family: str, layers: int, attention: str):
 def tiny_model(family: str, plan: Plan, layers: int):
     torch.manual_seed(0)
     config = config_of(family, layers, plan.attention)
-    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, plan.base))
+    model_class = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+    model = model_class.from_config(config).to(getattr(torch, plan.base))
     if plan.method != "full":
         targets = linear_targets(shape_from_config(config.to_dict())) if plan.targets == "all-linear" else plan.targets
         adapter = LoraConfig(
@@ -63,7 +68,7 @@ def tiny_model(family: str, plan: Plan, layers: int):
             lora_dropout=0.1 if plan.dropout else 0.0,
             use_dora=plan.method == "dora",
             fan_in_fan_out=family == "gpt2",
-            task_type="CAUSAL_LM",
+            task_type=None if family in ENCODERS else "CAUSAL_LM",
         )
         model = get_peft_model(model, adapter, autocast_adapter_dtype=False)
         for name, parameter in model.named_parameters():
@@ -91,7 +96,7 @@ def saved_bytes(family: str, plan: Plan, layers: int) -> int:
         return tensor
 
     base = model.get_base_model() if plan.method != "full" else model
-    tokens = torch.randint(0, 128, (plan.micro_batch, plan.sequence))
+    tokens = torch.randint(1, 128, (plan.micro_batch, plan.sequence))
     narrow = torch.autocast("cpu", dtype=getattr(torch, plan.compute), enabled=plan.autocast)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), narrow:
         getattr(base, base.base_model_prefix)(input_ids=tokens)
