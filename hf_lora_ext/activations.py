@@ -53,13 +53,12 @@ class SavedByLayer:
 
 def saved_by_layer(block: Block, plan: Plan) -> SavedByLayer:
     """Return what an average block saves for its backward pass in a micro-batch."""
-    keeps_inputs = plan.method == "full" or plan.keeps_packed_inputs
     per_token: dict[str, int | Fraction] = {
         "norms": _norms(block, plan),
         "attention": _attention(block, plan),
         "adapters": Fraction(0) if plan.method == "full" else _adapters(block, plan),
         "mlp": _mlp(block, plan),
-        "inputs": _inputs(block, plan) if keeps_inputs else 0,
+        "inputs": _inputs(block, plan) if _keeps_inputs(plan) else 0,
     }
     kept = {name: ceil(value * plan.tokens) for name, value in per_token.items()}
     kept["norms"] += _norm_weights(block)
@@ -201,12 +200,17 @@ def _routing(block: Block, width: int) -> int:
     return STATISTIC * (block.experts + 1 + 2 * chosen) + 4 * INDEX * chosen + width * chosen * block.hidden
 
 
+def _keeps_inputs(plan: Plan) -> bool:
+    """Tell whether the base's own layers keep their inputs: where they train, and in 8 bits (`MatMul8bitLt`)."""
+    return plan.method == "full" or plan.keeps_packed_inputs or plan.base == "int8"
+
+
 def _inputs(block: Block, plan: Plan) -> Fraction:
-    """Inputs of the layers when base weights train; the attention keeps its result already, ReLU its own.
+    """Inputs of the base's own layers; the attention keeps its result already, ReLU its own.
 
     Layers that read the same tensor share it, unless autocast narrows it for each of them.
     """
-    width = plan.compute_bytes
+    width = _inner_bytes(block, plan) if plan.base == "int8" else plan.compute_bytes
     experts = stream_bytes(block, plan) if block.experts_per_token else width  # autocast does not narrow experts
     shared = [p for p in block.projections if p.reads in ("attention_input", "mlp_input")]
     read = Fraction(min(2 - bool(block.experts_per_token), block.habits.norms))
@@ -228,7 +232,7 @@ def _copies_result(block: Block, plan: Plan) -> bool:
 def _adapters(block: Block, plan: Plan) -> Fraction:
     chosen = [p for p in block.projections if is_target(p, plan.targets)]
     kept = Fraction(0)
-    if not _copies_input(block, plan):
+    if not _copies_input(block, plan) and not _keeps_inputs(plan):
         shared = {p.reads: p for p in chosen}
         if not _copies_result(block, plan):
             shared.pop("attention_output", None)  # the attention keeps it

@@ -137,7 +137,8 @@ def _moments(
     block: Block, plan: Plan, states: States, gradients: int
 ) -> dict[Literal["loss", "block", "step"], dict[str, int]]:
     """Return what is alive beside the held bytes at the loss, in the last block's backward pass and at the end."""
-    layer = saved_by_layer(block, plan).total + cast_weights(block, plan)
+    saved_each = saved_by_layer(block, plan)
+    layer = saved_each.total + cast_weights(block, plan)
     kept = gradients if plan.accumulation > 1 else 0  # this pass's own grow only as its activations go
     loss, backward = loss_workspace(block, plan), backward_workspace(block, plan)
     # When the backward pass is at the first block, all gradients are there and one block's activations still.
@@ -147,10 +148,12 @@ def _moments(
     step = {"gradients": gradients, "gathered": states.in_flight, "workspace": max(first, copied)}
     head = max(kept, min(gradients, _head_gradient(block, plan)))
     if not plan.checkpointing:
-        saved = {"saved": block.layers * layer} | gathered
+        saved = block.layers * layer
+        # The last batch's graph goes when the next loss is there; half of what that needs comes later.
+        outlived = max(0, block.layers * saved_each.inputs - loss // 2) if plan.graph_outlives else 0
         return {
-            "loss": {"gradients": kept, "logits": loss, **saved},
-            "block": {"gradients": head, "workspace": backward, **saved},
+            "loss": {"gradients": kept, "logits": loss, "saved": saved + outlived, **gathered},
+            "block": {"gradients": head, "workspace": backward, "saved": saved, **gathered},
             "step": step,
         }
     checkpoints = kept_checkpoints(block, plan)

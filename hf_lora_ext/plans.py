@@ -39,7 +39,10 @@ class Plan:
     experts_looped: bool = False
     """Whether experts run one after another (modules of transformers 4), so that few of their gradients coexist."""
     keeps_packed_inputs: bool = False
-    """Whether packed layers keep their inputs for the backward pass, needlessly (bitsandbytes up to 0.41)."""
+    """Whether 4-bit layers keep their inputs, needlessly (bitsandbytes up to 0.42); 8-bit ones always do."""
+    graph_outlives: bool = False
+    """Whether a batch's graph is referred to until the next loss is there, with the inputs that packed layers keep
+    (litgpt's loop, with batches of one length)."""
     loads_whole: bool = False
     """Whether each process holds the whole model on its device before it is cut (ZeRO-3 when packed; litgpt)."""
     stays_gathered: bool = False

@@ -4,9 +4,12 @@ A CPU differs from CUDA in two places, for which the counts are corrected: dropo
 input instead of booleans, and LayerNorm its statistics instead of float32.
 """
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import cache
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -181,3 +184,18 @@ def test_layer_norm_under_autocast_widens_the_stream_of_packed_layers_alone():
     gpt2, llama = tiny_block("gpt2"), tiny_block("llama")
     assert kept_checkpoints(gpt2, plan) == 2 * kept_checkpoints(gpt2, replace(plan, base="bfloat16"))
     assert kept_checkpoints(llama, plan) == kept_checkpoints(llama, replace(plan, base="bfloat16"))
+
+
+@pytest.mark.parametrize(("bits", "keeps"), [(8, True), (4, False)])
+def test_packed_layers_keep_their_input_in_8_bits_alone(bits: int, keeps: bool):
+    packed = bnb.nn.Linear8bitLt(64, 64, has_fp16_weights=False) if bits == 8 else bnb.nn.Linear4bit(64, 64)
+    packed.load_state_dict(torch.nn.Linear(64, 64).state_dict())
+    given = torch.randn(8, 64, dtype=torch.float16, requires_grad=True) * 2
+    alive = weakref.ref(given)
+    result = packed.to("cpu").requires_grad_(False)(given)
+    assert result.grad_fn is not None
+    del given
+    gc.collect()
+    assert (alive() is not None) == keeps
+    plan = replace(PLAIN, base="int8" if bits == 8 else "nf4")
+    assert (saved_by_layer(tiny_block("llama"), plan).inputs > 0) == keeps

@@ -339,6 +339,7 @@ def _plan(record: dict[str, str]) -> Plan:
         checkpoint_offload=unsloth and "blog" not in source,  # its blog of 2023 is older than the offload
         experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
         keeps_packed_inputs=litgpt and base == "nf4",
+        graph_outlives="config_hub" in source,  # batches of 512 tokens; its tables begin with the longest of all
         head_packed=litgpt and base == "nf4",
         loads_whole=litgpt and number > 1,
         stays_gathered=litgpt and number > 1,
