@@ -89,7 +89,7 @@ def block_of(shape: ModelShape) -> Block:
     if not (shape.linear and shape.layers and shape.hidden):
         return _typical_block(shape)
     layers, hidden = shape.layers, shape.hidden
-    projections = [
+    every = [
         Projection(
             name=layer.name,
             reads=_reads(layer.name, layer.within, layer.in_features, layer.out_features, hidden),
@@ -98,8 +98,8 @@ def block_of(shape: ModelShape) -> Block:
             each=Fraction(layer.count, layers),
         )
         for layer in shape.linear
-        if layer.is_target
     ]
+    projections = [p for p, layer in zip(every, shape.linear, strict=True) if layer.is_target]
     query, key_value = _attention_widths(projections, shape)
     experts = shape.experts_per_token or 0
     return Block(
@@ -110,7 +110,7 @@ def block_of(shape: ModelShape) -> Block:
         query=query,
         key_value=key_value,
         heads=shape.heads or max(1, query // 128),
-        mlp=_mlp_width(projections, shape),
+        mlp=_mlp_width(every, shape),
         is_gated=bool(experts) or any(p.name in _GATED for p in projections),
         experts_per_token=experts,
         experts=shape.experts or 0 if experts else 0,

@@ -207,6 +207,12 @@ def test_packing_leaves_unpacked_experts_alone():
     assert all_packed < 0.27 * whole
 
 
+def test_shared_experts_and_dense_layers_count_in_a_mixture_too():
+    block = block_of(shape_from_config(LARGEST["DeepSeek-V3"]))
+    routed, shared, dense = 8 * 2048 * 58, 2048 * 58, 18_432 * 3
+    assert block.mlp == round((routed + shared + dense) / 61)
+
+
 def test_a_bare_size_is_near_the_model_of_that_size():
     for model in ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-70B"):
         shape = shape_of(model)
