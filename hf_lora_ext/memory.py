@@ -18,8 +18,8 @@ __all__ = ["MARGIN", "MemoryEstimate", "Plan", "estimate_memory"]
 GIB: Final = 2**30
 MARGIN: Final = 0.1
 """Share of the device-visible estimate that is kept free: more than twice its mean error on measured runs."""
-RAGGED_MARGIN: Final = 0.25
-"""The same for a mixture of experts whose weights are gathered: its errors on nvidia-smi reach a fifth."""
+WIDE_MARGIN: Final = 0.25
+"""The same where errors reach a fifth, or where no fully specified measurement was at hand (`_margin`)."""
 CONTEXT_BYTES: Final = 3 * GIB // 4
 """CUDA context, kernels and cuBLAS workspaces on one device, which no allocator sees (fitted to nvidia-smi)."""
 COLLECTIVE_BYTES: Final = 3 * GIB // 2
@@ -129,7 +129,7 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
         cached=_cached(shape, block, plan, states.gathered, max(0, loss - in_block)),
         context=CONTEXT_BYTES + (COLLECTIVE_BYTES if plan.devices > 1 else 0),
         host=_host(shape, plan, states.weights + states.quantisation),
-        margin=RAGGED_MARGIN if plan.gathers and block.experts else MARGIN,
+        margin=_margin(block, plan),
     )
 
 
@@ -165,6 +165,12 @@ def _moments(
         },
         "step": step,
     }  # fmt: skip
+
+
+def _margin(block: Block, plan: Plan) -> float:
+    """Return the wide margin for mixtures whose weights are gathered, and for unmeasured ways of sharding."""
+    unmeasured = plan.sharding in ("zero2", "zero3") or (plan.gathers and plan.method == "full")
+    return WIDE_MARGIN if unmeasured or (plan.gathers and block.experts) else MARGIN
 
 
 def _head_gradient(block: Block, plan: Plan) -> int:

@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> None:
                 f"{row.plan.sequence:6} {row.plan.sharding:5} {row.metric:9} {predicted(row):7.2f} predicted "
                 f"{row.measured:7.2f} measured {error(row):+7.1%} {estimate_memory(row.shape, row.plan).peak}"
             )
-    print(f"\nmargin {memory.MARGIN:.0%}, {memory.RAGGED_MARGIN:.0%} for gathered mixtures\n{HEAD}")
+    print(f"\nmargin {memory.MARGIN:.0%}, {memory.WIDE_MARGIN:.0%} where it is wide\n{HEAD}")
     for name, part in groups(rows):
         print(line(name, part))
     margins(rows)
