@@ -5,6 +5,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Final, Literal
 
+from .habits import Habits, habits_of
 from .sizes import ModelShape
 
 __all__ = ["Block", "Projection", "block_of", "is_target"]
@@ -52,21 +53,17 @@ class Block:
     """Whether the MLP multiplies two branches."""
     experts_per_token: int
     """Routed experts a token passes; 0 in a dense model."""
-    norms: int
-    """Norms over the residual stream in one block."""
-    has_rms_norm: bool
-    """Whether the norms are RMSNorm as transformers writes it, which works on a float32 copy."""
-    has_head_norms: bool
-    """Whether queries and keys are normalised too."""
-    has_softcap: bool
-    """Whether the logits pass a tanh."""
+    experts: int
+    """Routed experts of a block; 0 in a dense model."""
+    habits: Habits
+    """How the family's code is written."""
     projections: tuple[Projection, ...]
     """The linear layers; gates and layers beside a head or embedding are left out."""
 
 
 _ATTENTION_IN: Final = {
     *("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "W_pack", "Wqkv", "query", "key"),
-    *("value", "q", "k", "v", "qkv", "q_a_proj", "kv_a_proj_with_mqa", "in_proj"),
+    *("value", "q", "k", "v", "qkv", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "in_proj"),
 }
 _ATTENTION_OUT: Final = {"o_proj", "dense", "out_proj", "o"}
 _MLP_IN: Final = {
@@ -75,14 +72,6 @@ _MLP_IN: Final = {
 }
 _MLP_OUT: Final = {"down_proj", "fc2", "dense_4h_to_h", "w2", "wo", "fc_out", "output_linear"}
 _GATED: Final = {"gate_proj", "gate_up_proj", "w3", "wi_1", "Wi", "input_linear"}
-_LAYER_NORM: Final = {
-    *("gpt2", "gpt_neox", "gpt_neo", "gptj", "gpt_bigcode", "falcon", "phi", "bloom", "opt", "stablelm", "mpt"),
-    *("starcoder2", "codegen", "bert", "roberta", "distilbert", "xlm-roberta", "modernbert", "cohere"),
-}
-_FOUR_NORMS: Final = {"gemma2", "gemma3", "gemma3_text", "glm4"}
-_ONE_NORM: Final = {"phi", "falcon", "cohere", "gptj"}
-_HEAD_NORMS: Final = {"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3"}
-_SOFTCAP: Final = {"gemma2"}
 
 _TYPICAL: Final = (
     (0.4e9, 24, 1024), (0.9e9, 24, 1536), (2e9, 24, 2048), (5e9, 30, 3072), (10e9, 32, 4096), (20e9, 40, 5120),
@@ -100,7 +89,7 @@ def block_of(shape: ModelShape) -> Block:
     if not (shape.linear and shape.layers and shape.hidden):
         return _typical_block(shape)
     layers, hidden = shape.layers, shape.hidden
-    projections = [
+    every = [
         Projection(
             name=layer.name,
             reads=_reads(layer.name, layer.within, layer.in_features, layer.out_features, hidden),
@@ -109,11 +98,10 @@ def block_of(shape: ModelShape) -> Block:
             each=Fraction(layer.count, layers),
         )
         for layer in shape.linear
-        if layer.is_target
     ]
+    projections = [p for p, layer in zip(every, shape.linear, strict=True) if layer.is_target]
     query, key_value = _attention_widths(projections, shape)
     experts = shape.experts_per_token or 0
-    family = shape.family or ""
     return Block(
         layers=layers,
         hidden=hidden,
@@ -122,13 +110,11 @@ def block_of(shape: ModelShape) -> Block:
         query=query,
         key_value=key_value,
         heads=shape.heads or max(1, query // 128),
-        mlp=_mlp_width(projections, shape),
+        mlp=_mlp_width(every, shape),
         is_gated=bool(experts) or any(p.name in _GATED for p in projections),
         experts_per_token=experts,
-        norms=4 if family in _FOUR_NORMS else 1 if family in _ONE_NORM else 2,
-        has_rms_norm=family not in _LAYER_NORM,
-        has_head_norms=family in _HEAD_NORMS,
-        has_softcap=family in _SOFTCAP,
+        experts=shape.experts or 0 if experts else 0,
+        habits=habits_of(shape.family),
         projections=tuple(projections),
     )
 
@@ -142,6 +128,8 @@ def _reads(name: str, within: str, width_in: int, width_out: int, hidden: int) -
     in_mlp = any(part in within for part in ("mlp", "ffn", "feed_forward", "experts"))
     if name in _ATTENTION_IN and not in_mlp:
         return "attention_input"
+    if name == "dense" and width_in != width_out:  # BERT calls three layers so
+        return "mlp_input" if width_in == hidden else "mlp_hidden"
     if (name in _ATTENTION_OUT or (name == "c_proj" and "att" in within)) and not in_mlp:
         return "attention_output"
     if name in _MLP_IN:
@@ -202,10 +190,8 @@ def _typical_block(shape: ModelShape) -> Block:
         mlp=mlp,
         is_gated=True,
         experts_per_token=0,
-        norms=2,
-        has_rms_norm=True,
-        has_head_norms=False,
-        has_softcap=False,
+        experts=0,
+        habits=habits_of(shape.family),
         projections=tuple(
             Projection(name=name, reads=reads, in_features=i, out_features=o, each=Fraction(1))
             for name, reads, i, o in widths

@@ -7,32 +7,31 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from .activations import backward_workspace, kept_checkpoints, loss_workspace, saved_by_layer
-from .anatomy import Block, block_of, is_target
-from .plans import BASE_BYTES, Plan
+from .activations import backward_workspace, cast_weights, kept_checkpoints, loss_workspace, saved_by_layer
+from .anatomy import Block, block_of
+from .plans import Plan
 from .sizes import ModelShape
+from .states import States, packed_parameters, states_of, trained_bytes
 
 __all__ = ["MARGIN", "MemoryEstimate", "Plan", "estimate_memory"]
 
 GIB: Final = 2**30
-MARGIN: Final = 0.14
-"""Share of the device-visible estimate that is kept free: about twice its mean error on measured runs."""
-CONTEXT_BYTES: Final = 3 * GIB // 2
-"""CUDA context, kernels and cuBLAS workspaces on one device, which no allocator sees (intercept of nvidia-smi)."""
-COLLECTIVE_BYTES: Final = GIB
-"""Buffers of NCCL on top of it, with several devices."""
-CACHED_LOGIT_BYTES: Final = 5.0
-"""Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (rows: 2 to 8)."""
-CACHED_SHARE: Final = 0.7
-"""The same where no logits are held, as a share of the chunked loss's workspace (fitted)."""
+MARGIN: Final = 0.1
+"""Share of the device-visible estimate that is kept free: more than twice its mean error on measured runs."""
+WIDE_MARGIN: Final = 0.25
+"""The same where errors reach a fifth, or where no fully specified measurement was at hand (`_margin`)."""
+CONTEXT_BYTES: Final = 3 * GIB // 4
+"""CUDA context, kernels and cuBLAS workspaces on one device, which no allocator sees (fitted to nvidia-smi)."""
+COLLECTIVE_BYTES: Final = 3 * GIB // 2
+"""Buffers of NCCL on top of it, with several devices (fitted)."""
+CACHED_LOGIT_BYTES: Final = 4.0
+"""Freed bytes a logit that the allocator keeps: pieces as large as the logits suit nothing else (fitted)."""
+CACHED_SHARE: Final = 0.4
+"""Freed bytes that the allocator keeps, as a share of the kept block inputs (fitted)."""
+CACHED_SHARE_SHARDED: Final = 0.4
+"""The same under FSDP, whose peak is in a block, so that the loss leaves nothing more behind (fitted)."""
 FSDP_STREAMS: Final = 2.0
-"""Streams that FSDP 1 holds in its backward pass: the kept inputs, and as much again (Mistral and Mixtral rows)."""
-NF4_BLOCK: Final = 64
-"""Weights that share a scale in NF4 (QLoRA, arXiv 2305.14314, section 3)."""
-NF4_SCALES: Final = 256
-"""Scales that share a second scale with double quantisation (same source)."""
-GPTQ_GROUP: Final = 128
-"""Weights that share a scale and a zero point in the customary GPTQ checkpoint."""
+"""Streams that FSDP 1 holds in the backward pass of an adapter: the kept inputs, and as much again (fitted)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +68,8 @@ class MemoryEstimate:
     """What the driver and the libraries hold outside torch."""
     host: int
     """Memory of the host for loading and for what is offloaded."""
+    margin: float
+    """Share of `device` that `needed` adds, by how far such runs strayed from their estimates."""
 
     @property
     def allocated(self) -> int:
@@ -88,7 +89,7 @@ class MemoryEstimate:
     @property
     def needed(self) -> int:
         """Memory that a device should have: `device` with the margin."""
-        return round(self.device * (1 + MARGIN))
+        return round(self.device * (1 + self.margin))
 
 
 COMPONENTS: Final = (
@@ -110,136 +111,102 @@ def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
     2205.05198), counted anew for frozen weights, adapters and the present libraries.
     """
     block = block_of(shape)
-    weights, quantisation, unsharded = _held(shape, block, plan)
-    trainable, element = _trainable(shape, block, plan)
-    held = {
-        "weights": _part(weights, plan.shards, plan.offload),
-        "quantisation": _part(quantisation, plan.shards, plan.offload),
-        "adapters": 0 if plan.method == "full" else _part(trainable * element, plan.shards, plan.offload),
-        "optimizer": _part(_optimizer(trainable, element, plan), plan.state_shards, plan.offload),
-        "gathered": unsharded + (trainable * element if plan.sharding in ("ddp", "zero2") else 0),
-    }
-    gradients = _part(trainable * element, plan.state_shards, False)
-    moments = _moments(block, plan, gradients)
+    states = states_of(shape, block, plan)
+    offload = plan.offload and plan.gathers
+    gradients = _part(states.trained, plan.state_shards, False)
+    moments = _moments(block, plan, states, gradients)
     peak = max(moments, key=lambda name: sum(moments[name].values()))
-    at_peak = {"checkpoints": 0, "saved": 0, "workspace": 0, "logits": 0} | moments[peak]
+    loss, in_block = (sum(moments[name].values()) for name in ("loss", "block"))
+    at_peak = {"gathered": 0, "checkpoints": 0, "saved": 0, "workspace": 0, "logits": 0} | moments[peak]
     return MemoryEstimate(
-        **held,
+        weights=_part(states.weights, plan.shards, offload),
+        quantisation=_part(states.quantisation, plan.shards, offload),
+        adapters=0 if plan.method == "full" else _part(states.trained, plan.shards, offload),
+        optimizer=_part(states.optimizer, plan.state_shards, offload),
         **at_peak,
         peak=peak,
-        loading=_loading(weights + quantisation, unsharded, plan) + _unpacked_while_loading(block, plan),
-        cached=_cached(block, plan) + (unsharded if plan.shards > 1 else 0),  # FSDP lets 2 gathers be in flight
+        loading=_loading(states, plan) + _unpacked_while_loading(block, plan),
+        cached=_cached(shape, block, plan, states.gathered, max(0, loss - in_block)),
         context=CONTEXT_BYTES + (COLLECTIVE_BYTES if plan.devices > 1 else 0),
-        host=_host(shape, plan, weights + quantisation),
+        host=_host(shape, plan, states.weights + states.quantisation),
+        margin=_margin(block, plan),
     )
 
 
-def _moments(block: Block, plan: Plan, gradients: int) -> dict[Literal["loss", "block", "step"], dict[str, int]]:
-    """Return what is alive beside the held bytes at the loss, in a block's backward pass and at the step."""
-    layer = saved_by_layer(block, plan).total + _cast_weights(block, plan)
+def _moments(
+    block: Block, plan: Plan, states: States, gradients: int
+) -> dict[Literal["loss", "block", "step"], dict[str, int]]:
+    """Return what is alive beside the held bytes at the loss, in the last block's backward pass and at the end."""
+    saved_each = saved_by_layer(block, plan)
+    layer = saved_each.total + cast_weights(block, plan)
     kept = gradients if plan.accumulation > 1 else 0  # this pass's own grow only as its activations go
     loss, backward = loss_workspace(block, plan), backward_workspace(block, plan)
+    # When the backward pass is at the first block, all gradients are there and one block's activations still.
+    first = layer + backward + states.gathered if plan.method == "full" else 0
+    copied = _part(states.step_copy, plan.state_shards, plan.offload and plan.gathers)
+    gathered = {"gathered": states.gathered + states.in_flight}
+    step = {"gradients": gradients, "gathered": states.in_flight, "workspace": max(first, copied)}
+    head = max(kept, min(gradients, _head_gradient(block, plan)))
     if not plan.checkpointing:
-        saved = {"saved": block.layers * layer}
+        saved = block.layers * layer
+        # The last batch's graph goes when the next loss is there; half of what that needs comes later.
+        outlived = max(0, block.layers * saved_each.inputs - loss // 2) if plan.graph_outlives else 0
         return {
-            "loss": {"gradients": kept, "logits": loss, **saved},
-            "block": {"gradients": kept, "workspace": backward, **saved},
-            "step": {"gradients": gradients},
+            "loss": {"gradients": kept, "logits": loss, "saved": saved + outlived, **gathered},
+            "block": {"gradients": head, "workspace": backward, "saved": saved, **gathered},
+            "step": step,
         }
-    checkpoints = {"checkpoints": kept_checkpoints(block, plan)}
-    streams = FSDP_STREAMS if plan.sharding == "fsdp" else 1
-    in_block = round(streams * checkpoints["checkpoints"])
+    checkpoints = kept_checkpoints(block, plan)
+    streams = FSDP_STREAMS if plan.sharding == "fsdp" and plan.method != "full" else 1
     return {
-        "loss": {"gradients": kept, "logits": loss, **checkpoints},
-        "block": {"gradients": kept, "workspace": layer + backward, "checkpoints": in_block},
-        "step": {"gradients": gradients},
-    }
+        "loss": {"gradients": kept, "logits": loss, "checkpoints": checkpoints, **gathered},
+        "block": {
+            "gradients": head, "workspace": layer + backward, "checkpoints": round(streams * checkpoints), **gathered
+        },
+        "step": step,
+    }  # fmt: skip
 
 
-def _held(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int, int]:
-    """Return the bytes of base weights, of their scales, and of the weights that sharding gathers at once."""
-    packed = min(_packed_parameters(shape, plan), shape.parameters)
-    plain = shape.parameters - packed
-    element = 4 if plan.kbit_prepared else BASE_BYTES[plan.compute]
-    if not plan.is_packed:
-        element = BASE_BYTES[plan.base]
-    per_weight = {"int8": 2, "nf4": 1, "gptq": 1}.get(plan.base, 0)  # in half bytes
-    weights = plain * element + packed * per_weight // 2
-    if plan.base == "nf4":
-        scales = packed // NF4_BLOCK
-        quantisation = scales + scales // NF4_SCALES * 4 if plan.double_quant else scales * 4
-    elif plan.base == "gptq":
-        quantisation = packed // GPTQ_GROUP * 5 // 2  # a 16-bit scale and a 4-bit zero point
-    elif plan.base == "int8":
-        quantisation = sum(4 * layer.out_features * (layer.count - layer.kept) for layer in shape.linear)
-    else:
-        quantisation = 0
-    if plan.shards == 1:
-        return weights, quantisation, 0
-    root = block.vocabulary * block.hidden * (1 if block.tied else 2)
-    one_block = (weights - min(root * element, weights)) // block.layers
-    ahead = 2 if plan.sharding == "zero3" or plan.offload else 1  # the next one is on its way
-    return weights, quantisation, min(weights, root * element + ahead * one_block)
+def _margin(block: Block, plan: Plan) -> float:
+    """Return the wide margin for mixtures whose weights are gathered, and for unmeasured ways of sharding."""
+    unmeasured = plan.sharding in ("zero2", "zero3") or (plan.gathers and plan.method == "full")
+    return WIDE_MARGIN if unmeasured or (plan.gathers and block.experts) else MARGIN
 
 
-def _packed_parameters(shape: ModelShape, plan: Plan) -> int:
-    if not plan.is_packed:
+def _head_gradient(block: Block, plan: Plan) -> int:
+    """Bytes of the head's gradient, which is there before any block's."""
+    if plan.method != "full" and not plan.embeddings_trained:
         return 0
-    packed = shape.quantisable_parameters
-    if packed is None:
-        packed = round(0.9 * shape.parameters)  # 84.8 % (Qwen3-8B) to 96 % (Llama 2) are in the blocks' linear layers
-    return packed + (shape.expert_parameters if plan.experts_quantised else 0)
+    return _part(block.vocabulary * block.hidden * trained_bytes(plan), plan.state_shards, False)
 
 
-def _trainable(shape: ModelShape, block: Block, plan: Plan) -> tuple[int, int]:
-    """Return how many parameters train, and the bytes of one."""
-    if plan.method == "full":
-        return shape.parameters, BASE_BYTES[plan.base]
-    rank = plan.rank * plan.start_factor
-    chosen = [p for p in block.projections if is_target(p, plan.targets)]
-    count = sum(rank * (p.in_features + p.out_features) * p.each for p in chosen) * block.layers
-    if plan.method == "dora":
-        count += sum(p.out_features * p.each for p in chosen) * block.layers
-    if plan.method == "adalora":
-        count += sum(rank * p.each for p in chosen) * block.layers
-    if plan.embeddings_trained:
-        count += 2 * block.vocabulary * block.hidden
-    return round(count), plan.adapter_bytes
+def _cached(shape: ModelShape, block: Block, plan: Plan, gathered: int, beyond: int) -> int:
+    """Return the freed bytes that the allocator keeps at the peak; the loss needs `beyond` more than a block."""
+    kept = kept_checkpoints(block, plan) if plan.checkpointing else 0
+    logits = 0 if plan.loss == "chunked" else round(CACHED_LOGIT_BYTES * block.vocabulary * plan.tokens)
+    if not plan.gathers:
+        return logits + round(CACHED_SHARE * kept)
+    # As much again as is gathered, since two gathers are in flight; packed blocks leave unpacked weights behind.
+    # A block's peak leaves room that the logits then use.
+    left = gathered + _unpacked_block(shape, block, plan)
+    return left + round(CACHED_SHARE_SHARDED * kept) + min(logits, beyond)
 
 
-def _optimizer(trainable: int, element: int, plan: Plan) -> int:
-    """Return the bytes of the optimizer's states: two moments a parameter in its own type, or in 8 bits."""
-    if plan.optimizer == "sgd":
-        return 0
-    if plan.optimizer.endswith("8bit"):
-        return trainable * 2 + trainable // 256 * 8  # a float32 scale for each 256 of each moment
-    return trainable * 2 * element
-
-
-def _cached(block: Block, plan: Plan) -> int:
-    """Return the freed bytes that the allocator keeps at the peak."""
-    if plan.loss == "chunked":
-        return round(CACHED_SHARE * loss_workspace(block, plan))
-    return round(CACHED_LOGIT_BYTES * block.vocabulary * plan.tokens)
-
-
-def _cast_weights(block: Block, plan: Plan) -> int:
-    """Return the bytes of one block's weights as autocast narrows them, which its graph keeps."""
-    if plan.base != "float32" or plan.compute == "float32" or not plan.autocast:
-        return 0
-    return plan.compute_bytes * round(sum(p.in_features * p.out_features * p.each for p in block.projections))
+def _unpacked_block(shape: ModelShape, block: Block, plan: Plan) -> int:
+    return plan.compute_bytes * (packed_parameters(shape, block, plan) // block.layers)
 
 
 def _part(whole: int, parts: int, is_offloaded: bool) -> int:
-    return 0 if is_offloaded and parts > 1 else -(-whole // parts)
+    return 0 if is_offloaded else -(-whole // parts)
 
 
-def _loading(whole: int, gathered: int, plan: Plan) -> int:
+def _loading(states: States, plan: Plan) -> int:
     """Return what the weights take while loading: the whole and the part cut from it, or the part and one block."""
-    part = _part(whole, plan.shards, plan.offload)
-    if plan.shards == 1:
+    whole = states.weights + states.quantisation
+    if not plan.gathers:
         return whole
-    return whole + part if plan.loads_whole else part + gathered
+    part = _part(whole, plan.shards, plan.offload)
+    return whole + part if plan.loads_whole else part + states.gathered
 
 
 def _unpacked_while_loading(block: Block, plan: Plan) -> int:

@@ -51,6 +51,7 @@ _LLAMA2: Final = {
 _LLAMA3_1B: Final = _llama3(16, 2048, 8192, 32, True, head_dim=64)
 _LLAMA3_3B: Final = _llama3(28, 3072, 8192, 24, True, head_dim=128)
 _LLAMA3_8B: Final = _llama3(32, 4096, 14_336, 32)
+_LLAMA3_405B: Final = _llama3(126, 16_384, 53_248, 128)
 _LLAMA3_70B: Final = _llama3(80, 8192, 28_672, 64)
 _MISTRAL: Final = _decoder(
     "mistral", 32, 4096, 14_336, 32, 8, 32_000, False, max_position_embeddings=32_768, sliding_window=4096
@@ -76,6 +77,8 @@ POPULAR_MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "meta-llama/Llama-3.1-8B-Instruct": _LLAMA3_8B,
     "meta-llama/Llama-3.1-70B": _LLAMA3_70B,
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B,
+    "meta-llama/Llama-3.1-405B": _LLAMA3_405B,
+    "meta-llama/Llama-3.1-405B-Instruct": _LLAMA3_405B,
     "meta-llama/Llama-3.2-1B": _LLAMA3_1B,
     "meta-llama/Llama-3.2-1B-Instruct": _LLAMA3_1B,
     "meta-llama/Llama-3.2-3B": _LLAMA3_3B,

@@ -207,7 +207,7 @@ def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str,
     """Return the facts of the saved adapter, and what it was while it trained where that was something else."""
     if saved["kind"] != trained["kind"]:  # AdaLoRA leaves as LoRA with ranks of its own; the trained rank is their mean
         return {**trained, **saved, "rank": trained["rank"], "trained_as": trained["kind"]}
-    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave with twice the rank, adaptive rank with less
+    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave for the unchanged base with twice the rank
         return {**trained, **saved, "trained_rank": trained["rank"]}
     return {**trained, **saved}
 

@@ -90,4 +90,4 @@ def test_a_recipe_killed_with_signal_9_around_an_event_ends_in_the_same_bytes(ti
     card = (folder / "README.md").read_text(encoding="utf8")
     assert f"adapter with ranks of {min(ranks)} to {max(ranks)} from layer to layer" in card
     adapter = json.loads((folder / "facts.json").read_text())["adapter"]
-    assert (adapter["rank"], adapter["trained_rank"]) == (max(ranks), 8)
+    assert (adapter["rank"], adapter["ranks"]) == (max(ranks), f"{min(ranks)} to {max(ranks)}")

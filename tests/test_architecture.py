@@ -14,8 +14,8 @@ PACKAGE = Path(hf_lora_ext.__file__).parent
 LAYERS = {
     "errors": 0, "sizes": 0, "blocks": 0, "decoders": 0, "older_families": 0, "families": 0,
     "hardware": 0, "choices": 0, "targets": 0, "attention": 0, "wishes": 0,
-    "plans": 0, "anatomy": 0, "activations": 0, "memory": 0, "fitting": 0, "plan_choices": 0, "remedies": 0,
-    "popular_models": 0, "host_memory": 0,
+    "plans": 0, "habits": 0, "anatomy": 0, "activations": 0, "states": 0, "memory": 0, "fitting": 0,
+    "plan_choices": 0, "remedies": 0, "popular_models": 0, "host_memory": 0,
     "configuration": 0, "presets": 0, "explanation": 0, "recipe": 0, "facts": 0, "cards": 0,
     "resources": 0, "strict_yaml": 0, "rank_schedule": 0, "rank_events": 0, "allocation": 0,
     "methods": 0, "decisions": 0, "arguments": 0, "emission": 0, "run_choices": 0, "launch": 0, "advice": 0,

@@ -14,7 +14,7 @@ from ..choices import short_count
 from ..errors import ConfigError, nearest
 from ..fitting import Fit
 from ..hardware import Hardware, declared_hardware
-from ..memory import COMPONENTS, MARGIN
+from ..memory import COMPONENTS
 from ..methods import METHODS
 from ..plan_choices import FULL, PlanRequest
 from ..presets import Preset, preset
@@ -233,7 +233,8 @@ def _report(model: str, planned: _Planned) -> list[str]:
         "",
         f"{'peak, allocated':<18} {estimate.allocated / GIB:7.2f} GiB  at the {estimate.peak}",
         f"{'peak, visible':<18} {estimate.device / GIB:7.2f} GiB  as nvidia-smi shows it",
-        f"{'needed':<18} {estimate.needed / GIB:7.2f} GiB  with {MARGIN:.0%} margin, of {found.available / GIB:g}",
+        f"{'needed':<18} {estimate.needed / GIB:7.2f} GiB  with {estimate.margin:.0%} margin, of "
+        f"{found.available / GIB:g}",
         f"{'while loading':<18} {estimate.loading / GIB:7.2f} GiB",
         f"{'host memory':<18} {found.host / GIB:7.2f} GiB  {_host_words(found.hardware)}",
     ]

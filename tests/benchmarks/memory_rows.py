@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,13 +26,24 @@ class Row:
     model: str
     family: str
     """What leave-one-out leaves out."""
+    tool: str
+    """Who ran it."""
     method: str
     metric: str
     """allocated, reserved or device."""
     measured: float
     """GiB."""
+    card: float | None
+    """GiB of the card that it ran on, where it is stated."""
+    config: Mapping[str, object]
+    """The model's config, as far as a shape needs it."""
     shape: ModelShape
     plan: Plan
+
+    @property
+    def configuration(self) -> str:
+        """Family, method and tool: what siblings share that differ in batch, sequence or number of devices."""
+        return f"{self.family} {self.plan.method} {self.plan.base} {self.tool}"
 
 
 def _named(model: str) -> dict[str, object]:
@@ -72,7 +84,15 @@ EXTRA = {
         **{"num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201_088},
         **{"num_local_experts": 32, "num_experts_per_tok": 4, "tie_word_embeddings": False},
     },
-    "falcon-40b": {},
+    "t0_3b": {  # T5 1.1 XL's sizes
+        **{"model_type": "t5", "num_layers": 24, "d_model": 2048, "d_ff": 5120, "d_kv": 64, "num_heads": 32},
+        **{"vocab_size": 32_128, "feed_forward_proj": "gated-gelu"},
+    },
+    "mt0-xxl": {  # mT5 XXL's sizes
+        **{"model_type": "t5", "num_layers": 24, "d_model": 4096, "d_ff": 10_240, "d_kv": 64, "num_heads": 64},
+        **{"vocab_size": 250_112, "feed_forward_proj": "gated-gelu"},
+    },
+    "bloomz-7b1": {"model_type": "bloom", "n_layer": 30, "hidden_size": 4096, "n_head": 32, "vocab_size": 250_880},
 }
 MODELS = [  # (pattern in the lower-cased name, config, family)
     (r"mixtral", _named("mistralai/Mixtral-8x7B-v0.1"), "mixtral"),
@@ -104,6 +124,10 @@ MODELS = [  # (pattern in the lower-cased name, config, family)
     (r"llama-?2?-70b|llama2 70", _named("meta-llama/Llama-2-70b-hf"), "llama2"),
     (r"llama-?2?-13b|llama2 13", _named("meta-llama/Llama-2-13b-hf"), "llama2"),
     (r"llama-?2?-7b|llama2-7b|^llama-7b", _named("meta-llama/Llama-2-7b-hf"), "llama2"),
+    (r"gemma-2b", _named("google/gemma-2b"), "gemma"),
+    (r"t0_3b", EXTRA["t0_3b"], "t5"),
+    (r"mt0-xxl", EXTRA["mt0-xxl"], "t5"),
+    (r"bloomz-7b1", EXTRA["bloomz-7b1"], "bloom"),
     (r"gemma-7b", _named("google/gemma-7b"), "gemma"),
     (r"gemma-2-9b", _named("google/gemma-2-9b"), "gemma2"),
     (r"gemma-2-2b", _named("google/gemma-2-2b"), "gemma2"),
@@ -121,6 +145,7 @@ MODELS = [  # (pattern in the lower-cased name, config, family)
 
 TARGETS = {
     "q,k,v,o": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "default": ("q_proj", "v_proj", "q", "v", "query_key_value"),
     "q,v": ("q_proj", "v_proj", "query_key_value"),
     "query,value": ("q_proj", "v_proj", "query_key_value"),
     "q_proj/v_proj": ("q_proj", "v_proj"),
@@ -130,6 +155,14 @@ TARGETS = {
     "c_attn,c_proj,w1,w2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
     "q,k,v,up,down,gate": ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj", "gate_proj"),
 }
+
+
+TOOLS = {
+    "fms-acceleration": "fms", "litgpt": "litgpt", "method_comparison": "peft suite", "fsdp_qlora": "fsdp_qlora",
+    "LLaMA-Factory": "llama-factory", "LlamaFactory": "llama-factory", "QwenLM": "qwen", "Qwen": "qwen",
+    "unsloth": "unsloth", "axolotl": "axolotl", "peft:README": "peft examples", "torchtune": "torchtune",
+}  # fmt: skip
+"""Part of a row's source → who ran it."""
 
 
 class Unreadable(Exception):
@@ -150,34 +183,38 @@ def read_rows(path: str | Path) -> tuple[list[Row], list[tuple[int, str, str]]]:
 
 
 @cache
-def _shape(model: str, params: float) -> tuple[ModelShape, str]:
+def _shape(model: str, params: float) -> tuple[ModelShape, str, Mapping[str, object]]:
     name = model.rpartition("/")[2].lower()
-    full = f"{name} {params:.0f}"
     if name == "llama 2":
         name = f"llama-2-{7 if params < 10 else 13 if params < 20 else 70}b"
     if name == "gemma-2b" and abs(params - 2.61) < 0.05:
         name = "gemma-2-2b"
+    full = f"{name} {params:.0f}"
     for pattern, config, family in MODELS:
         if config and (re.search(pattern, name) or re.search(pattern, full) or re.fullmatch(pattern, model.lower())):
             shape = shape_from_config(config)
             if shape is not None:
-                return shape, family
+                return shape, family, config
     raise Unreadable("no config of this model is known here")
 
 
 def _read(number: int, record: dict[str, str]) -> list[Row]:
     tag = re.match(r"\[([A-Z])\]", record["notes"])
-    shape, family = _shape(record["model"], float(record["params_b"] or 0))
-    plan = _plan(record)
-    if "litgpt" in record["source"]:  # its own models: no layer is kept from packing
-        shape = replace(shape, linear=tuple(replace(layer, kept=0) for layer in shape.linear))
+    shape, family, config = _shape(record["model"], float(record["params_b"] or 0))
+    plan, tool = _plan(record), _tool(record["source"])
+    if tool == "litgpt":
+        shape = _as_litgpt_has_it(shape)
+    if family == "t5":
+        shape = _untied(shape)  # T5 1.1 has a head of its own, as transformers 4 built it
     notes, measured = record["notes"], float(record["measured_gib"])
-    metric = "allocated" if "alloc rank0" in notes or "litgpt" in record["source"] else "device"
+    by_torch = "alloc rank0" in notes or tool in ("litgpt", "peft examples")
+    metric = "allocated" if by_torch else "device"
     if "RESERVED" in notes or "reserved" in notes:
         metric = "reserved"
     common = {
         "number": number, "tag": tag[1] if tag else "?", "model": record["model"].rpartition("/")[2],
-        "family": family, "method": record["method"].split(";")[0], "shape": shape, "plan": plan,
+        "family": family, "method": record["method"].split(";")[0], "shape": shape, "plan": plan, "config": config,
+        "tool": tool, "card": _card(record["gpus"]),
     }  # fmt: skip
     found = [Row(metric=metric, measured=measured, **common)]
     if smi := re.search(r"nvidia-smi=([\d.]+)GiB", notes):
@@ -188,10 +225,38 @@ def _read(number: int, record: dict[str, str]) -> list[Row]:
 
 
 def _number(text: str, name: str) -> int:
+    if "twitter_complaints" in text:
+        return 64  # `max_length` of peft's causal example; the others pad to the longest tweet of a batch
     found = re.search(r"\d+", text)
     if not found:
         raise Unreadable(f"{name} is not stated ({text or 'empty'})")
     return int(found[0])
+
+
+def _tool(source: str) -> str:
+    """Return who ran it, in a word."""
+    for part, tool in TOOLS.items():
+        if part in source:
+            return tool
+    return re.sub(r"^https?://|/.*", "", source)
+
+
+def _card(gpus: str) -> float | None:
+    """Return the GiB of the card, as its name says."""
+    found = re.search(r"-(\d+)GB", gpus)
+    return float(found[1]) if found else None
+
+
+def _untied(shape: ModelShape) -> ModelShape:
+    head = (shape.vocabulary or 0) * (shape.hidden or 0) if shape.tied else 0
+    return replace(shape, parameters=shape.parameters + head, tied=False)
+
+
+def _as_litgpt_has_it(shape: ModelShape) -> ModelShape:
+    """Return the shape of litgpt's own model: nothing kept from packing, the head untied, Phi's GELU one kernel."""
+    linear = tuple(replace(layer, kept=0) for layer in shape.linear)
+    family = "falcon" if shape.family == "phi" else shape.family
+    return replace(_untied(shape), linear=linear, family=family)
 
 
 def _plan(record: dict[str, str]) -> Plan:
@@ -211,7 +276,9 @@ def _plan(record: dict[str, str]) -> Plan:
     if litgpt and "mixed" in record["dtype"]:
         base, compute = "float32", "bfloat16"
     else:
-        compute = "float16" if record["dtype"].startswith(("float16", "fp16")) else "bfloat16"
+        start = record["dtype"][:4].lower()
+        compute = "float16" if start in ("floa", "fp16") and "16" in record["dtype"] else "bfloat16"
+        compute = "float32" if start == "fp32" else compute
         base = compute
     lowered = method.lower()
     if "gptq" in lowered:
@@ -222,7 +289,7 @@ def _plan(record: dict[str, str]) -> Plan:
     kernels = framework[1] if framework else ""
     unsloth = "unsloth" in lowered
     fused = "foak" in kernels or unsloth or "liger" in notes.lower()
-    chunked = kernels.endswith("liger") or "Cut-CrossEntropy" in notes or unsloth
+    chunked = kernels.endswith("liger") or "Cut-CrossEntropy" in notes or (unsloth and "blog" not in source)
     peft_suite = "method_comparison" in source
     number = int((re.match(r"(\d+)x", gpus) or [0, 1])[1])
     sharding = "none"
@@ -233,17 +300,17 @@ def _plan(record: dict[str, str]) -> Plan:
         sharding = "ddp"
     if not (record["rank"] or full):
         raise Unreadable("the rank is not stated")
-    stated = [int(found) for found in re.findall(r"\d+", record["rank"] or "1")]
+    stated = [int(found) for found in re.findall(r"\d+", "1" if full else record["rank"])]
     rank, start = stated[-1], stated[0] // stated[-1]  # AdaLoRA: `init 64->target 32`
     transformers = re.search(r"tf(\d)\.(\d+)", notes)
     old = bool(transformers) and (4, 46) <= (int(transformers[1]), int(transformers[2])) < (4, 50)
-    optimizer = "adamw"
+    # torch's own default from 2.0 on, which transformers had until 5; peft's examples are older
+    optimizer = "adamw" if _tool(source) == "peft examples" else "adamw_foreach"
     if "8bit" in record["optimizer"].lower():
         optimizer = "adamw_8bit"
     elif "Paged" in record["optimizer"]:
         optimizer = "paged_adamw"
     kbit = ("prepare_model_for_kbit" in method and "no prepare" not in method) or "baseline-peft-bnb" in kernels
-    kbit = kbit or "QLoRA HF" in method or "QLoRA FA2" in method
     if sharding == "fsdp":
         kbit = False  # FSDP flattens parameters of one type; the rows with and without are equal there
     return Plan(
@@ -257,25 +324,43 @@ def _plan(record: dict[str, str]) -> Plan:
         start_factor=start,
         targets="all-linear" if full or everything else TARGETS.get(targets, tuple(targets.split(","))),
         embeddings_trained="emb" in method,
-        adapter="bfloat16" if litgpt or "fsdp_qlora" in source or unsloth or base == "float16" else "float32",
+        # peft gave adapters the base's type until 0.12, of 2024, and the Qwen rows are of 2023
+        adapter="bfloat16"
+        if litgpt or "fsdp_qlora" in source or unsloth or base == "float16" or _tool(source) == "qwen"
+        else "float32",
         dropout=not peft_suite,
-        autocast="amp" in record["dtype"]
-        or "mixed" in record["dtype"]
-        or not (fms or litgpt or peft_suite or "fsdp_qlora" in source),
+        fused_adapter=litgpt,
+        autocast=_autocast(record, kernels),
         optimizer=optimizer,
         micro_batch=_number(record["batch"], "the batch"),
         sequence=_number(record["seq_len"], "the sequence"),
+        accumulation=int((re.search(r"grad accum (\d+)", notes) or [0, 1])[1]),
         checkpointing=record["grad_ckpt"].startswith("yes"),
-        checkpoint_offload=unsloth,
+        checkpoint_offload=unsloth and "blog" not in source,  # its blog of 2023 is older than the offload
         experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
         keeps_packed_inputs=litgpt and base == "nf4",
+        graph_outlives="config_hub" in source,  # batches of 512 tokens; its tables begin with the longest of all
+        head_packed=litgpt and base == "nf4",
         loads_whole=litgpt and number > 1,
+        stays_gathered=litgpt and number > 1,
         attention="flash" if "FA2" in notes or "FA2" in method else "sdpa",
-        padding_mask=peft_suite,
-        fused_kernels=fused,
+        padding_mask=peft_suite or litgpt,  # litgpt repeats grouped keys itself
+        fused_norms=fused,
+        fused_mlp=fused and not fms,  # its kernels are of norms, rotary positions and the loss
         loss="chunked" if chunked else "fused" if fused else "eager",
-        logits_shifted=old,
-        sharding=sharding if number > 1 else "none",
+        logits_upcast=not litgpt and "gpt_bigcode" not in record["model"],
+        logits_held=old or litgpt,
+        sharding=sharding if number > 1 or "offload" in method else "none",
         devices=number,
-        offload="offload" in notes and number > 1,
+        offload="offload" in method or ("offload" in notes and number > 1),
     )
+
+
+def _autocast(record: dict[str, str], kernels: str) -> bool:
+    """Tell whether the tool ran under autocast: by its own scripts where they are known, else as Trainer does."""
+    source, dtype = record["source"], record["dtype"]
+    if "amp" in dtype or "mixed" in dtype:
+        return True
+    if "fms-acceleration" in source:  # its scenarios set bf16 or fp16 for packed bases alone
+        return "peft" in kernels
+    return _tool(source) not in ("litgpt", "peft suite", "fsdp_qlora", "peft examples")
