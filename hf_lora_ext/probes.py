@@ -23,12 +23,13 @@ class Moments:
         inputs: `(width, width)`, the sum of z zᵀ.
         gradients: `(width, width)`, the sum of ζ ζᵀ, with ζ the loss's gradient at z, the mean over tokens undone.
         tokens: `()`, how many.
+        sensitivity: `(width,)`, the sum over optimizer steps of |w · ∂L/∂w|, meaned over each direction's entries.
     """
 
-    __slots__ = ("gradients", "inputs", "tokens")
+    __slots__ = ("gradients", "inputs", "sensitivity", "tokens")
 
-    def __init__(self, inputs: Tensor, gradients: Tensor, tokens: Tensor) -> None:
-        self.inputs, self.gradients, self.tokens = inputs, gradients, tokens
+    def __init__(self, inputs: Tensor, gradients: Tensor, tokens: Tensor, sensitivity: Tensor) -> None:
+        self.inputs, self.gradients, self.tokens, self.sensitivity = inputs, gradients, tokens, sensitivity
 
     @classmethod
     def none(cls, factors: LoraFactors) -> Moments:
@@ -37,7 +38,7 @@ class Moments:
         dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         width = factors.width
         inputs, gradients = (torch.zeros(width, width, dtype=dtype, device=device) for _ in range(2))
-        return cls(inputs, gradients, torch.zeros((), dtype=dtype, device=device))
+        return cls(inputs, gradients, torch.zeros((), dtype=dtype, device=device), torch.zeros_like(inputs[0]))
 
     def add_(self, z: Tensor, gradient: Tensor) -> None:
         """Add the tokens of a micro-batch, without waiting for the device.
@@ -57,6 +58,12 @@ class Moments:
         self.inputs += z.T @ z
         self.gradients += gradient.T @ gradient
         self.tokens += count
+
+    def add_sensitivity_(self, factors: LoraFactors) -> None:
+        """Add what the factors' gradients say before an optimizer step: the first-order part of AdaLoRA's score."""
+        for parameter, axis in ((factors.a, 1), (factors.b, 0)):
+            if parameter.grad is not None:
+                self.sensitivity += (parameter.detach() * parameter.grad).abs().mean(axis)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return M = E[z zᵀ] and K = E[ζ ζᵀ], float64 on the CPU."""

@@ -14,7 +14,7 @@ from .probes import Moments
 
 __all__ = ["CRITERIA", "Criterion", "find_bases"]
 
-Criterion = Literal["whitened", "input", "svd", "random"]
+Criterion = Literal["whitened", "input", "svd", "sensitivity", "random"]
 CRITERIA: Final[tuple[Criterion, ...]] = get_args(Criterion)
 
 
@@ -26,6 +26,8 @@ def find_bases(
     - `whitened`: what removing a direction costs in nats a token, by the inputs and gradients that were seen.
     - `input`: the same with white gradients: how much the layer's output moves.
     - `svd`: the singular values of the update, as if inputs and gradients were white.
+    - `sensitivity`: the mean |w · ∂L/∂w| of a direction's entries (the first-order part of AdaLoRA's score, arXiv
+      2303.10512, equation 8); the directions stay as they are.
     - `random`: the singular directions, worth a random number; for ablation.
 
     Args:
@@ -39,6 +41,9 @@ def find_bases(
 
 
 def _basis(factors: LoraFactors, moments: Moments | None, criterion: Criterion, draw: random.Random) -> Basis:
+    if criterion == "sensitivity":
+        assert moments is not None
+        return _by_sensitivity(moments.sensitivity[: factors.rank].double().cpu())
     a, b = factors.directions()
     inputs, gradients = gram_of_rows(a), gram_of_columns(b) * factors.scale**2
     if criterion in ("whitened", "input"):
@@ -54,3 +59,10 @@ def _basis(factors: LoraFactors, moments: Moments | None, criterion: Criterion, 
         worth = sorted((draw.random() for _ in range(factors.rank)), reverse=True)
         found = Basis(torch.tensor(worth, dtype=torch.float64), found.to_a, found.to_b)
     return found
+
+
+def _by_sensitivity(sensitivity: torch.Tensor) -> Basis:
+    """Return the directions as they are, the most sensitive first; half a value's square is its worth."""
+    order = sensitivity.argsort(descending=True, stable=True)
+    pick = torch.eye(len(order), dtype=torch.float64)[order]
+    return Basis((2 * sensitivity[order]).sqrt(), pick, pick.T)

@@ -161,7 +161,8 @@ def load_by_ranks_(layers: AdapterLayers, loaded: Callable[[Path], None]) -> Non
         layers: The adapter's layers.
         loaded: Called with the folder after the adapter was loaded from it.
     """
-    model, original = layers.model, layers.model.load_adapter
+    model = layers.model
+    original = MethodType(type(model).load_adapter, model)  # not that of an earlier trainer's callback
 
     def load(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         ours = adapter_name == layers.adapter and Path(model_id).is_dir()
@@ -182,7 +183,8 @@ def save_with_state_(layers: AdapterLayers, state: Callable[[], RankState]) -> N
         layers: The adapter's layers.
         state: Gives the state to write.
     """
-    model, original = layers.model, layers.model.save_pretrained
+    model = layers.model
+    original = MethodType(type(model).save_pretrained, model)
 
     def save(self: PeftModel, save_directory: str, *args: Any, **kwargs: Any) -> None:
         if any(factors.rank < factors.width for factors in layers.carrying.values()):

@@ -27,7 +27,7 @@ import hf_lora_ext
 from hf_lora_ext import AdapterError, AdaptiveRankCallback, BudgetError, ConfigError, ResumeError
 from hf_lora_ext.lora_layers import lora_layers
 from hf_lora_ext.rank_change import change_ranks_
-from hf_lora_ext.rank_criteria import find_bases
+from hf_lora_ext.rank_criteria import CRITERIA, find_bases
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 TOKENS = torch.arange(2, 34).repeat(2, 1)
@@ -263,6 +263,22 @@ def test_ranks_move_in_sequence_classification(tiny_model: Path, tmp_path: Path)
     assert torch.equal(logits(again), logits(model))
 
 
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_meets_the_budget_and_resumes_inside_its_probe(
+    criterion: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    whole, ours = adapted(tiny_model), callback(criterion=criterion)
+    build(whole, tmp_path, ours, save_strategy="steps", save_steps=1).train()
+    assert ours.layers_.parameters <= ours.budget_
+    shutil.rmtree(tmp_path / "checkpoint-12")
+    again = adapted(tiny_model)
+    trainer = build(again, tmp_path, callback(criterion=criterion))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))  # the probe for step 5 has begun
+    one, other = dict(whole.named_parameters()), dict(again.named_parameters())
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_sees_each_token_once(reentrant: bool, tiny_model: Path, tmp_path: Path) -> None:
     plain, checkpointed = callback(), callback()
@@ -303,6 +319,31 @@ def test_the_best_checkpoint_never_comes_back_over_the_budget(
     assert torch.equal(logits(PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")), logits(model))
 
 
+def test_a_best_checkpoint_comes_back_when_the_run_ends_inside_a_probe(tiny_model: Path, tmp_path: Path) -> None:
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 6
+
+    model, ours = adapted(tiny_model), callback()
+    build(
+        model, tmp_path, ours, Worsening(), Stop(), save_strategy="steps", save_steps=2, eval_strategy="steps",
+        eval_steps=2, load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    ).train()  # fmt: skip
+    assert parameters(model) == ours.layers_.parameters <= ours.budget_
+
+
+def test_a_second_trainer_on_the_same_model_starts_anew(tiny_model: Path, tmp_path: Path) -> None:
+    model = adapted(tiny_model)
+    build(model, tmp_path / "a", callback()).train()
+    second = callback()
+    trainer = build(model, tmp_path / "b", second, save_strategy="steps", save_steps=6)
+    trainer.train()
+    assert len(second.state_.history) == 3
+    assert parameters(model) == second.layers_.parameters <= second.budget_
+    trainer.save_model(str(tmp_path / "adapter"))
+    assert torch.equal(logits(PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")), logits(model))
+
+
 class Worsening(TrainerCallback):
     """Makes every evaluation worse than the one before, so that the first checkpoint is the best."""
 
@@ -310,12 +351,13 @@ class Worsening(TrainerCallback):
         metrics["eval_loss"] = float(state.global_step)
 
 
+@pytest.mark.parametrize("stop", [1, 2, 4])
 def test_a_run_that_stops_early_meets_the_budget_and_says_so(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    stop: int, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_training_stop = state.global_step == 4
+            control.should_training_stop = state.global_step == stop
 
     model, ours = adapted(tiny_model), callback()
     build(model, tmp_path, ours, Stop()).train()

@@ -25,7 +25,7 @@ class Recording(AdaptiveRankCallback):
     def _best(self, moments: Any, budget: int, step: int) -> Any:
         live = self.layers_.live
         kept: dict[str, Any] = {"budget": budget, "factors": {name: live[name].directions() for name in live}}
-        kept["moments"] = {name: [getattr(moments[name], kind) for kind in Moments.__slots__] for name in live}
+        kept["moments"] = {name: {kind: getattr(moments[name], kind) for kind in Moments.__slots__} for name in live}
         bases, ranks = super()._best(moments, budget, step)
         torch.save(kept | {"ranks": ranks}, self.folder / f"decision-{step}.pt")
         return bases, ranks

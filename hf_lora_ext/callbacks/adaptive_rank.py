@@ -55,7 +55,8 @@ class AdaptiveRankCallback(TrainerCallback):
         target_rank: Mean rank in the end: the budget is what a uniform adapter of this rank would have.
         budget_parameters: The budget itself, instead of a rank.
         start_factor: How many times the budget the adapter starts with, at least; a wider adapter stays as it is.
-        criterion: What a direction is worth: `whitened`, `input`, `svd` or `random` (see `rank_criteria`).
+        criterion: What a direction is worth: `whitened`, `input`, `svd`, `sensitivity` or `random` (see
+            `rank_criteria`).
         events: How often ranks change.
         first: Share of the run before which no rank changes.
         last: Share of the run after which no rank changes.
@@ -138,6 +139,14 @@ class AdaptiveRankCallback(TrainerCallback):
             self.probe_ = Probe(self.layers_.live, self.state_.moments)
             self.witness_ = Witness(self.layers_.model)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the gradients in, for the criterion that asks for them."""
+        if self.probe_ is not None and self.criterion == "sensitivity":
+            for name, factors in self.layers_.live.items():
+                self.probe_.moments[name].add_sensitivity_(factors)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Change the ranks where the plan says so; gradients are cleared, and no checkpoint is written yet."""
         for event in self.plan_:
@@ -176,11 +185,15 @@ class AdaptiveRankCallback(TrainerCallback):
             removed = change_ranks_(model, self.layers_.live, bases, ranks, torch.optim.SGD([torch.zeros(1)]))
             self.layers_.leave_(removed)
             self._note(state)
+        self._stop_watching()
+        if state.is_world_process_zero:
+            self._leave_history(Path(args.output_dir))
+
+    def _stop_watching(self) -> None:
         if self.probe_ is not None:
             self.probe_.stop()
             self.witness_.stop()
-        if state.is_world_process_zero:
-            self._leave_history(Path(args.output_dir))
+            self.probe_ = None
 
     def _leave_history(self, folder: Path) -> None:
         """Write the ranks and how they came about, as JSON and as a picture."""
@@ -264,6 +277,7 @@ class AdaptiveRankCallback(TrainerCallback):
 
     def _recall(self, folder: Path, args: TrainingArguments) -> None:
         """Take the state out of the checkpoint whose adapter was just loaded."""
+        self._stop_watching()  # what was seen is of other ranks than those just loaded
         devices = {name: factors.a.device for name, factors in self.layers_.live.items()}
         self.recalled_ = read_state(folder, devices.__getitem__)
         if args.world_size > 1:
@@ -297,6 +311,8 @@ def _refuse(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
         problem = "FSDP and DeepSpeed cut parameters into shards that cannot change their shape"
     elif args.world_size > 1 and type(optimizer).__name__ == "Adafactor":
         problem = "under DDP dropped directions are masked, and Adafactor's row means would wake them"
+    elif args.n_gpu > 1:
+        problem = "DataParallel copies the model for every pass; launch one process for each GPU"
     elif args.torch_compile:
         problem = "torch.compile builds its code for fixed shapes"
     elif args.push_to_hub:
