@@ -22,7 +22,8 @@ def allocate_ranks(
 
     Directions are taken by score per parameter, the densest first; one that no longer fits is passed over for
     cheaper ones. Because a module's scores descend, no choice that spends as much has a higher sum, and none within
-    the budget has one higher by more than the score of a single direction. Ties go to the first name.
+    the budget has one higher by more than the score of a single direction. Ties go to the direction that comes first
+    in its module, then to the first name, so that where all is worth the same the ranks are uniform.
 
     >>> allocate_ranks({"q": [9.0, 1.0], "v": [4.0, 3.0]}, {"q": 10, "v": 10}, 30)
     {'q': 1, 'v': 2}
@@ -47,7 +48,7 @@ def allocate_ranks(
             f"a budget of {budget:,} parameters is below the {budget - left:,} that the least ranks of {len(ranks)} "
             "modules need; raise the budget, lower the least rank, or adapt fewer modules"
         )
-    for _, name, index in _by_density(scores, costs):
+    for _, index, name in _by_density(scores, costs):
         if index == ranks[name] < most.get(name, len(scores[name])) and costs[name] <= left:
             ranks[name] += 1
             left -= costs[name]
@@ -59,10 +60,10 @@ def parameters_of(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:
     return sum(rank * costs[name] for name, rank in ranks.items())
 
 
-def _by_density(scores: Mapping[str, Sequence[float]], costs: Mapping[str, int]) -> list[tuple[float, str, int]]:
-    """Return (minus score per parameter, module, index) of each direction, the densest first."""
+def _by_density(scores: Mapping[str, Sequence[float]], costs: Mapping[str, int]) -> list[tuple[float, int, str]]:
+    """Return (minus score per parameter, index, module) of each direction, the densest first."""
     return sorted(
-        (-value / costs[name], name, index) for name, values in scores.items() for index, value in enumerate(values)
+        (-value / costs[name], index, name) for name, values in scores.items() for index, value in enumerate(values)
     )
 
 

@@ -63,7 +63,7 @@ def find_basis(inputs: Tensor, gradients: Tensor, row_norms: Tensor) -> Basis:
         row_norms: Gram matrix of A's rows, `gram_of_rows(a)`, for the scale.
     """
     rank = len(inputs)
-    if not gradients.any():  # an untrained B: no direction is worth more than another
+    if not (inputs.any() and gradients.any()):  # nothing was seen, or B is untrained: all directions are worth 0
         eye = torch.eye(rank, dtype=torch.float64, device=inputs.device)
         return Basis(torch.zeros(rank, dtype=torch.float64, device=inputs.device), eye, eye)
     left, left_inverse = _root(inputs)

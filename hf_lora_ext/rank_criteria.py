@@ -45,16 +45,19 @@ def _basis(factors: LoraFactors, moments: Moments | None, criterion: Criterion, 
         assert moments is not None
         return _by_sensitivity(moments.sensitivity[: factors.rank].double().cpu())
     a, b = factors.directions()
-    inputs, gradients = gram_of_rows(a), gram_of_columns(b) * factors.scale**2
+    rows = gram_of_rows(a)
     if criterion in ("whitened", "input"):
         assert moments is not None
-        inputs, seen = (mean[: factors.rank, : factors.rank] for mean in moments.means())
-        gradients = seen if criterion == "whitened" else gradients
+        inputs, gradients = (mean[: factors.rank, : factors.rank] for mean in moments.means())
+    else:
+        inputs = rows
+    if criterion != "whitened":
+        gradients = gram_of_columns(b) * factors.scale**2
     if factors.is_embedding:  # B is the factor that starts drawn, and whose size is kept
         found = find_basis(gradients, inputs, gram_of_columns(b))
         found = Basis(found.values, found.to_b.T, found.to_a.T)
     else:
-        found = find_basis(inputs, gradients, gram_of_rows(a))
+        found = find_basis(inputs, gradients, rows)
     if criterion == "random":
         worth = sorted((draw.random() for _ in range(factors.rank)), reverse=True)
         found = Basis(torch.tensor(worth, dtype=torch.float64), found.to_a, found.to_b)

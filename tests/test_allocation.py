@@ -80,6 +80,11 @@ def test_the_order_of_the_modules_changes_nothing_and_ties_go_to_the_first_name(
     assert allocate_ranks(dict(reversed(scores.items())), {"b": 2, "a": 2}, 6) == {"a": 2, "b": 1}
 
 
+def test_where_nothing_is_worth_more_the_ranks_are_uniform():
+    scores = dict.fromkeys("abcd", [0.0] * 4)
+    assert allocate_ranks(scores, dict.fromkeys("abcd", 10), 80) == dict.fromkeys("abcd", 2)
+
+
 def test_scores_that_ascend_or_lack_a_cost_are_mistakes_of_the_caller():
     with pytest.raises(ValueError, match="descend"):
         allocate_ranks({"a": [1.0, 2.0]}, {"a": 1}, 5)

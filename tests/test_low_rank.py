@@ -76,9 +76,12 @@ def test_the_rows_of_a_keep_their_size():
     assert torch.allclose(norms, a.square().sum(1).mean().sqrt().expand(5), rtol=1e-9)
 
 
-def test_an_untrained_b_is_worth_nothing_and_stays_as_it_is():
+@pytest.mark.parametrize("unseen", ["inputs", "gradients", "both"])
+def test_what_was_never_seen_is_worth_nothing_and_stays_as_it_is(unseen: str):
     a, b = factors(0)
-    basis = find_basis(gram_of_rows(a), gram_of_columns(b * 0), gram_of_rows(a))
+    inputs, gradients = gram_of_rows(a), gram_of_columns(b)
+    inputs, gradients = inputs * (unseen == "gradients"), gradients * (unseen == "inputs")
+    basis = find_basis(inputs, gradients, gram_of_rows(a))
     assert not basis.values.any()
     assert torch.equal(basis.to_a, torch.eye(5).double())
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -327,8 +328,11 @@ def _come_before_trackers_(callback: TrainerCallback) -> None:
     A trainer calls its trackers before the user's callbacks and tells a callback neither itself nor the list; the
     list's owner is the one that has called `on_init_end`. Where it is not, the numbers are in `log_history` alone.
     """
-    frame = sys._getframe(2)
-    handler = frame.f_locals.get("self")
-    if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-        handler.callbacks.remove(callback)
-        handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
+            handler.callbacks.remove(callback)
+            handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
+            return
+        frame = frame.f_back
