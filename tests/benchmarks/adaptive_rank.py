@@ -12,8 +12,8 @@ code and library versions included, so a broken run goes on where it stopped and
 processes may share `--out` with different seeds; then run all seeds once more for the table. Written: `table.md`,
 `results.json`, `plot.png`.
 
-Expected time on one quiet core: planted, about 2.5 minutes a cell of 700 steps; with the default grid, tuning seeds
-and seeds a method has 3 x 2 + 5 cells. Text tasks: see what the first cell says.
+Expected time on one quiet core: planted, about 3 minutes a cell of 700 steps; a method has 3 rates x 2 tuning seeds + 5
+seeds = 11 cells by default. Text tasks: see what the first cell says.
 
 The tasks:
 - planted: a random 4-layer Llama must become a copy with updates of known low rank added (`planted.py`).
@@ -85,6 +85,7 @@ def options_from(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda was never run")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base; not planted")
     parser.add_argument("--noise-free", action="store_true", help="planted: learn the teacher's distribution itself")
+    parser.add_argument("--share-rates", action="store_true", help="ours-* and shuffled take the rate of ours, untuned")
     parser.add_argument("--retry", action="store_true", help="run cells again that failed before")
     parser.add_argument("--out", type=Path, help="folder of the cells and the tables")
     parser.add_argument("--cost", action="store_true", help="time steps and events instead; about 3 minutes")
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str]) -> None:
         methods=options.methods.split(","), seeds=numbers(options.seeds), tune_seeds=numbers(options.tune_seeds),
         budgets=budgets_in_parameters(options.budgets.split(","), task, 0), scale=options.scale,
         learning_rates=floats(options.learning_rates), adalora_scales=scales,
+        share_rates=options.share_rates,
     )  # fmt: skip
     bench = Bench(task=task, sizes=Sizes(steps=options.steps, batch=options.batch), out=options.out,
                   retry=options.retry)  # fmt: skip
@@ -187,6 +189,7 @@ def write(bench: Bench, arms: list[Arm], choices: Choices) -> None:
     settings = bench.task.settings() | asdict(bench.sizes)
     told = ", ".join(f"{key} {value}" for key, value in settings.items())
     seeds = f"seeds {list(choices.seeds)}, rates chosen on seeds {list(choices.tune_seeds)}"
+    seeds += ", variants of ours at the rate of ours" if choices.share_rates else ""
     text = f"# Adaptive rank: {bench.task.name}\n\n{told}; {seeds}.\n\n"
     text += tables(arms, bench.task.measure, choices.learning_rates)
     print(text)

@@ -214,7 +214,7 @@ def divergence(model: Any, teacher: Any, inputs: Tensor) -> float:
     """Return KL(teacher ‖ model) over rows of tokens, in nats per token."""
     was_training = model.training
     model.eval()
-    parts = [kl(wanted, found).item() * len(wanted)
+    parts = [float(kl(wanted, found)) * len(wanted)
              for wanted, found in zip(answers(teacher, inputs), answers(model, inputs), strict=True)]  # fmt: skip
     model.train(was_training)
     return sum(parts) / len(inputs)

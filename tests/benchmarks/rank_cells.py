@@ -37,6 +37,8 @@ class Choices:
     scale: float
     adalora_scales: Sequence[float]
     """Tried for AdaLoRA beside the learning rates, since its scale is divided by another rank."""
+    share_rates: bool = False
+    """Whether a variant of a method takes that method's learning rate instead of being tuned."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,9 @@ class Bench:
         Raises:
             RuntimeError: If every combination failed on some seed.
         """
+        original = METHODS[method].variant_of
+        if original and choices.share_rates:
+            return self.tuned(original, budget, choices)
         tried = combinations(method, choices)
         if len(tried) == 1:
             return tried[0]

@@ -60,6 +60,8 @@ class Method:
     """Modules of the package that its result depends on."""
     needs: str = ""
     """Method whose final ranks, of the same seed and budget, it is given."""
+    variant_of: str = ""
+    """Method whose learning rate it may share, being that method but for one choice."""
 
 
 class AnnealsTo(AdaptiveRankCallback):
@@ -87,15 +89,16 @@ class AnnealsTo(AdaptiveRankCallback):
 class ForgetsMoments(AdaptiveRankCallback):
     """The callback, but what the optimizer remembers of a changed factor is lost, as where it is made anew."""
 
-    def on_step_end(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget the state of every factor that an event has put in place."""
-        inner = getattr(optimizer, "optimizer", optimizer)
-        before = {id(parameter): parameter for group in inner.param_groups for parameter in group["params"]}
-        super().on_step_end(args, state, control, optimizer=optimizer, **kwargs)
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) not in before:
-                    inner.state.pop(parameter, None)
+        before = {id(parameter): parameter for parameter in self._trained()}  # kept alive, so that ids stay theirs
+        super().on_step_end(args, state, control, **kwargs)
+        for parameter in self._trained():
+            if id(parameter) not in before:
+                self.optimizer_.state.pop(parameter, None)
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.optimizer_.param_groups for parameter in group["params"]]
 
 
 def uniform(job: Job) -> Trained:
@@ -134,7 +137,8 @@ def shuffled(job: Job) -> Trained:
 
 def shuffle_within_costs(ranks: Mapping[str, int], costs: Mapping[str, int], seed: int) -> dict[str, int]:
     """Return the same ranks dealt out anew among layers of equal cost, so that the parameters stay."""
-    draw, dealt = random.Random(seed), {}
+    draw = random.Random(seed)
+    dealt: dict[str, int] = {}
     for cost in sorted(set(costs.values())):
         names = [name for name in ranks if costs[name] == cost]
         dealt |= dict(zip(names, draw.sample([ranks[name] for name in names], len(names)), strict=True))
@@ -228,7 +232,7 @@ def watched(job: Job, model: Any) -> dict[str, Moments]:
 
 def ours_with(says: str, kind: Callable[..., AdaptiveRankCallback] = AdaptiveRankCallback, **settings: Any) -> Method:
     """Return a variant of our method."""
-    return Method(run=partial(ours, kind=kind, **settings), says=says, modules=LORA + RANKS + EVENTS)
+    return Method(run=partial(ours, kind=kind, **settings), says=says, modules=LORA + RANKS + EVENTS, variant_of="ours")
 
 
 METHODS: dict[str, Method] = {
@@ -242,7 +246,7 @@ METHODS: dict[str, Method] = {
                            says="wide, then cut once by singular values over all layers"),
     "truncate-whitened": Method(run=partial(truncate, criterion="whitened"), modules=LORA + RANKS,
                                 says="wide, then cut once by predicted loss over all layers"),
-    "ours": ours_with("AdaptiveRankCallback"),
+    "ours": Method(run=ours, says="AdaptiveRankCallback", modules=LORA + RANKS + EVENTS),
     "ours-svd": ours_with("ours, directions worth their singular values", criterion="svd"),
     "ours-input": ours_with("ours, worth by inputs alone", criterion="input"),
     "ours-random": ours_with("ours, ranks at random", criterion="random"),
@@ -253,6 +257,6 @@ METHODS: dict[str, Method] = {
     "ours-reset": ours_with("ours, the optimizer forgets what changed", kind=ForgetsMoments),
     "replay": Method(run=replay, says="the final ranks of ours, from scratch", needs="ours"),
     "shuffled": Method(run=shuffled, says="the ranks of ours dealt out anew among equal layers, annealed alike",
-                       needs="ours", modules=LORA + RANKS + EVENTS),
+                       needs="ours", variant_of="ours", modules=LORA + RANKS + EVENTS),
     "true": Method(run=true_ranks, says="the planted ranks, from scratch; their parameters, not the budget's"),
 }  # fmt: skip

@@ -14,6 +14,10 @@ from matplotlib.figure import Figure
 from rank_report import BASELINE, OURS, Arm
 from rank_statistics import Estimate, estimate
 
+HUES = (*range(0, 20, 2), *range(1, 20, 2))
+"""Dark colours before light ones."""
+APART = 0.012
+"""Methods of equal parameters are drawn this much apart (natural logarithm), so that none hides another."""
 LINE = 0.036
 """Height of a name, as a share of the axes."""
 
@@ -23,8 +27,8 @@ def plot(arms: Sequence[Arm], measure: str, title: str, path: Path) -> None:
     figure = Figure(figsize=(9, 6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    curves = by_method(arms)
-    palette = itertools.cycle(colormaps["tab20"].colors)
+    curves = drawn_apart(by_method(arms))
+    palette = itertools.cycle(colormaps["tab20"](index) for index in HUES)
     colors = {method: "#c8553d" if method == OURS else "#222222" if method == BASELINE else next(palette)
               for method in curves}  # fmt: skip
     for method, points in curves.items():
@@ -39,11 +43,13 @@ def plot(arms: Sequence[Arm], measure: str, title: str, path: Path) -> None:
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.3g}")
     axes.xaxis.set_minor_formatter(lambda x, _: f"{x:,.0f}" if leading(x) in (2, 3, 5) else "")
     axes.yaxis.set_minor_formatter(lambda y, _: f"{y:.3g}" if leading(y) in (2, 3, 5) else "")
-    axes.set(xlabel="parameters of the final adapter", ylabel=measure)
+    axes.set(xlabel="parameters of the final adapter (methods drawn a little apart)", ylabel=measure)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.08, y=0.08)
+    axes.margins(y=0.08)
+    places = [x for points in curves.values() for x, _ in points]
+    axes.set_xlim(0.9 * min(places), 1.12 * max(places))
     name_curves(figure, axes, curves, colors)
     figure.savefig(path, format="png", metadata={"Software": None})
 
@@ -55,6 +61,15 @@ def by_method(arms: Sequence[Arm]) -> dict[str, list[tuple[float, Estimate]]]:
         if arm.values():
             curves[arm.method].append((arm.mean("parameters"), estimate(list(arm.values().values()))))
     return {method: sorted(points, key=lambda point: point[0]) for method, points in curves.items()}
+
+
+def drawn_apart(curves: dict[str, list[tuple[float, Estimate]]]) -> dict[str, list[tuple[float, Estimate]]]:
+    """Return the curves, each moved sideways by its place among them."""
+    moved = {}
+    for place, (method, points) in enumerate(curves.items()):
+        factor = math.exp(APART * (place - (len(curves) - 1) / 2))
+        moved[method] = [(x * factor, found) for x, found in points]
+    return moved
 
 
 def name_curves(figure, axes, curves, colors) -> None:  # type: ignore[no-untyped-def]
@@ -86,4 +101,4 @@ def spread(wanted: dict[str, float], apart: float) -> dict[str, float]:
 
 def leading(value: float) -> int:
     """Return a number's first digit."""
-    return round(value / 10 ** math.floor(math.log10(value) + 1e-9))
+    return int(value / 10 ** math.floor(math.log10(value) + 1e-9) + 0.5)

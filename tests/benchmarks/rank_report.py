@@ -74,8 +74,8 @@ def main_table(arms: Sequence[Arm]) -> str:
     """Return one budget's table."""
     base = next((arm for arm in arms if arm.method == BASELINE), None)
     columns = [name for name, what in EXTRA.items() if any(arm.values(what) for arm in arms)]
-    head = ["method", "value", f"− {BASELINE}", "", "x", *columns, "final", "mean", "peak", "highest rank", "seconds",
-            "2·p ≤ tokens"]  # fmt: skip
+    head = ["method", "value", f"minus {BASELINE}", "is", f"x {BASELINE}", *columns, "final", "mean", "peak",
+            "highest rank", "seconds", "2·p ≤ tokens"]  # fmt: skip
     return table(head, [main_row(arm, base, columns) for arm in arms])
 
 
