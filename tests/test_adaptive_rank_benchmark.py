@@ -21,10 +21,11 @@ from rank_methods import METHODS, shuffle_within_costs
 from rank_plot import plot, spread
 from rank_report import Arm, tables
 from rank_statistics import estimate, paired, t_quantile
-from rank_tasks import Sizes, in_order, is_attention, uniform_ranks
+from rank_tasks import Sizes, in_order, is_attention, layer_costs, uniform_ranks
 from rank_text import IGNORED, CausalTask, ClassificationTask
 from rank_text_data import read_split
 from rank_training import Cell, Job
+from transformers import BertConfig, BertForSequenceClassification
 
 SMALL = PlantedShape(vocabulary=32, hidden=16, intermediate=32, layers=1, heads=2)
 SIZES = Sizes(steps=24, batch=4)
@@ -321,6 +322,13 @@ def test_a_command_that_cannot_be_honest_or_run_is_refused(
     with pytest.raises(SystemExit):
         adaptive_rank.options_from(arguments)
     assert says in capsys.readouterr().err
+
+
+def test_no_adapter_goes_into_a_head_or_a_pooler() -> None:
+    shape = BertConfig(vocab_size=9, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
+    names = layer_costs(BertForSequenceClassification(shape), "all-linear")
+    assert len(names) == 6
+    assert not [name for name in names if "pooler" in name or "classifier" in name]
 
 
 def test_seeds_are_read_from_ranges_and_lists() -> None:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-HEADS = ("classifier", "score", "lm_head")
-"""First parts of the names of layers that no adapter goes into; a classification head is trained whole."""
+HEADS = {"classifier", "score", "lm_head", "pooler"}
+"""Parts of the names of layers that no adapter goes into: a classification head is trained whole, and a pooler sees one
+vector a row, of which PEFT's EVA can make nothing."""
 ATTENTION = ("attn", "attention")
 
 
@@ -84,7 +85,7 @@ def layer_costs(model: Any, targets: str) -> dict[str, int]:
         name: layer.in_features + layer.out_features
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
-        and name.split(".")[0] not in HEADS
+        and not HEADS & set(name.split("."))
         and (wanted is None or name.rpartition(".")[2] in wanted)
     }
     if not costs:
