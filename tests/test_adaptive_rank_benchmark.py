@@ -1,9 +1,10 @@
 """The benchmark of adaptive rank: its tasks are what they say, its cells are kept, its arithmetic is right."""
 
 import dataclasses
+import gc
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def choices(**changes: Any) -> Choices:
 
 def cell(method: str = "uniform", **changes: Any) -> Cell:
     return Cell(**({"method": method, "seed": 0, "budget": BUDGET, "learning_rate": 1e-2, "scale": 1.0} | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Spare what each of the many trainers does at its end: a look at every object there is, and a heat map."""
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_lora_ext.callbacks.adaptive_rank.plot_ranks", lambda *_, **__: None, raising=False)
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -122,22 +133,25 @@ def test_annealing_ends_at_the_ranks_that_were_given(bench: Bench) -> None:
     assert sorted(ranks("shuffled").values()) == sorted(ranks("ours").values())
 
 
-@pytest.mark.parametrize("method", ["ours", "eva", "adalora", "truncate-svd"])
-def test_every_method_sees_the_rows_of_uniform_in_their_order(method: str) -> None:
-    def seen(name: str) -> list[torch.Tensor]:
-        job, found = Job(cell(name), small_task(), SIZES), []
-        inner: Callable[..., torch.Tensor] = job.prepared.loss  # type: ignore[assignment]
+def labels_seen(method: str) -> list[torch.Tensor]:
+    """Return the labels of every batch that a method trains on, in order."""
+    job, found = Job(cell(method), small_task(), SIZES), []
+    inner: Callable[..., torch.Tensor] = job.prepared.loss  # type: ignore[assignment]
 
-        def spy(outputs: Any, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            found.append(labels.clone())
-            return inner(outputs, labels, **kwargs)
+    def spy(outputs: Any, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        found.append(labels.clone())
+        return inner(outputs, labels, **kwargs)
 
-        job.prepared = dataclasses.replace(job.prepared, loss=spy)
-        METHODS[name].run(job)
-        return found
+    job.prepared = dataclasses.replace(job.prepared, loss=spy)
+    METHODS[method].run(job)
+    return found
 
-    pairs = zip(seen("uniform"), seen(method), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+
+def test_every_method_sees_the_same_rows_in_the_same_order() -> None:
+    first = labels_seen("uniform")
+    assert len(first) == SIZES.steps
+    for method in ("ours", "eva", "adalora", "truncate-svd"):
+        assert all(torch.equal(one, other) for one, other in zip(first, labels_seen(method), strict=True)), method
 
 
 def test_uniform_ranks_hold_the_budget_and_differ_by_at_most_one() -> None:
@@ -223,6 +237,25 @@ def test_the_rate_of_the_lowest_mean_is_chosen_and_one_that_fails_is_not(
     monkeypatch.setattr(Bench, "_run", run)
     bench = Bench(task=small_task(), sizes=SIZES, out=tmp_path)
     assert bench.tuned("uniform", BUDGET, choices(learning_rates=list(values), tune_seeds=[90, 91])) == (2e-3, 1.0)
+
+
+def test_a_method_that_always_fails_takes_no_other_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: Bench, cell: Cell) -> dict[str, Any]:
+        return {"error": "ValueError: no"} if cell.method == "ours" else {"value": 1.0, "ranks": {}}
+
+    monkeypatch.setattr(Bench, "_run", run)
+    chosen = choices(methods=["uniform", "ours", "replay"], learning_rates=[1e-3, 2e-3])
+    arms = adaptive_rank.run(Bench(task=small_task(), sizes=SIZES, out=tmp_path), chosen)
+    assert [bool(arm.failed) for arm in arms] == [False, True, True]
+
+
+def test_variants_share_the_rate_of_ours_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = {"ours": 2e-3, "ours-svd": 1e-3}
+    monkeypatch.setattr(Bench, "_run", lambda self, cell: {"value": abs(cell.learning_rate - best[cell.method])})
+    bench = Bench(task=small_task(), sizes=SIZES, out=tmp_path)
+    alone, shared = (choices(learning_rates=[1e-3, 2e-3], share_rates=share) for share in (False, True))
+    assert bench.tuned("ours-svd", BUDGET, alone) == (1e-3, 1.0)
+    assert bench.tuned("ours-svd", BUDGET, shared) == (2e-3, 1.0)
 
 
 def test_rank_correlation_is_spearmans() -> None:

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from planted import PlantedTask
-from rank_cells import Bench, Choices, budgets_in_parameters, combinations, say, write_whole
+from rank_cells import Bench, Choices, budgets_in_parameters, write_whole
 from rank_cost import print_cost
 from rank_methods import METHODS
 from rank_plot import plot
@@ -150,11 +150,7 @@ def run(bench: Bench, choices: Choices) -> list[Arm]:
     arms = []
     for budget in choices.budgets:
         for method in choices.methods:
-            try:
-                rate, scale = bench.tuned(method, budget, choices)
-            except RuntimeError as problem:
-                say(str(problem))
-                rate, scale = combinations(method, choices)[0]
+            rate, scale = bench.tuned(method, budget, choices)
             results = {seed: bench.of(method, budget, seed, (rate, scale), choices) for seed in choices.seeds}
             arms.append(Arm(method=method, budget=budget, learning_rate=rate, scale=scale, results=results))
     return arms

@@ -44,8 +44,7 @@ ADALORA_WIDE = 1.5
 """Times the target rank that AdaLoRA starts with, as in its paper (arXiv 2303.10512, section 4.1)."""
 PROBE_BATCHES = 8
 """Batches watched before a trained adapter is cut: `AdaptiveRankCallback`'s default."""
-LORA = ("lora_layers",)
-RANKS = ("allocation", "low_rank", "rank_criteria", "rank_change", "probes", "optimizer_state")
+RANKS = ("allocation", "lora_layers", "low_rank", "rank_criteria", "rank_change", "probes", "optimizer_state")
 EVENTS = ("rank_events", "rank_storage", "callbacks/adaptive_rank")
 ADALORA = ("adalora", "orthogonality", "rank_schedule", "callbacks/adalora")
 
@@ -56,7 +55,7 @@ class Method:
 
     run: Callable[[Job], Trained]
     says: str
-    modules: tuple[str, ...] = LORA
+    modules: tuple[str, ...] = ()
     """Modules of the package that its result depends on."""
     needs: str = ""
     """Method whose final ranks, of the same seed and budget, it is given."""
@@ -196,7 +195,7 @@ def shared_adapter(job: Job) -> Path | None:
         return None
     cell = replace(job.cell, method="wide")
     job.kept.mkdir(parents=True, exist_ok=True)
-    return job.kept / f"wide-{cell_key(cell, job.task, job.sizes, LORA)}.pt"
+    return job.kept / f"wide-{cell_key(cell, job.task, job.sizes, METHODS['wide'].modules)}.pt"
 
 
 def truncate(job: Job, criterion: Criterion) -> Trained:
@@ -232,7 +231,7 @@ def watched(job: Job, model: Any) -> dict[str, Moments]:
 
 def ours_with(says: str, kind: Callable[..., AdaptiveRankCallback] = AdaptiveRankCallback, **settings: Any) -> Method:
     """Return a variant of our method."""
-    return Method(run=partial(ours, kind=kind, **settings), says=says, modules=LORA + RANKS + EVENTS, variant_of="ours")
+    return Method(run=partial(ours, kind=kind, **settings), says=says, modules=RANKS + EVENTS, variant_of="ours")
 
 
 METHODS: dict[str, Method] = {
@@ -241,12 +240,12 @@ METHODS: dict[str, Method] = {
     "wide": Method(run=wide, says=f"plain LoRA of {WIDE} times the budget: what the truncations start from"),
     "adalora": Method(run=adalora_method, says="PEFT's AdaLoRA under AdaLoraCallback", modules=ADALORA),
     "eva": Method(run=eva, says="PEFT's EVA: ranks and A from the inputs, before the training"),
-    "anneal": Method(run=anneal, says="uniform ranks annealed as ours are", modules=LORA + RANKS + EVENTS),
-    "truncate-svd": Method(run=partial(truncate, criterion="svd"), modules=LORA + RANKS,
+    "anneal": Method(run=anneal, says="uniform ranks annealed as ours are", modules=RANKS + EVENTS),
+    "truncate-svd": Method(run=partial(truncate, criterion="svd"), modules=RANKS,
                            says="wide, then cut once by singular values over all layers"),
-    "truncate-whitened": Method(run=partial(truncate, criterion="whitened"), modules=LORA + RANKS,
+    "truncate-whitened": Method(run=partial(truncate, criterion="whitened"), modules=RANKS,
                                 says="wide, then cut once by predicted loss over all layers"),
-    "ours": Method(run=ours, says="AdaptiveRankCallback", modules=LORA + RANKS + EVENTS),
+    "ours": Method(run=ours, says="AdaptiveRankCallback", modules=RANKS + EVENTS),
     "ours-svd": ours_with("ours, directions worth their singular values", criterion="svd"),
     "ours-input": ours_with("ours, worth by inputs alone", criterion="input"),
     "ours-random": ours_with("ours, ranks at random", criterion="random"),
@@ -257,6 +256,6 @@ METHODS: dict[str, Method] = {
     "ours-reset": ours_with("ours, the optimizer forgets what changed", kind=ForgetsMoments),
     "replay": Method(run=replay, says="the final ranks of ours, from scratch", needs="ours"),
     "shuffled": Method(run=shuffled, says="the ranks of ours dealt out anew among equal layers, annealed alike",
-                       needs="ours", variant_of="ours", modules=LORA + RANKS + EVENTS),
+                       needs="ours", variant_of="ours", modules=RANKS + EVENTS),
     "true": Method(run=true_ranks, says="the planted ranks, from scratch; their parameters, not the budget's"),
 }  # fmt: skip

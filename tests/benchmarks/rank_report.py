@@ -47,7 +47,8 @@ def tables(arms: Sequence[Arm], measure: str, rates: Sequence[float]) -> str:
         rates: Learning rates that were tried.
     """
     parts = [f"Values: {measure}; lower is better. ± is half the 95 % t interval over seeds; differences are paired by "
-             "seed. A tie is a difference whose interval includes 0. Parameters are the adapter's."]  # fmt: skip
+             "seed. A tie is a difference whose interval includes 0; intervals are not widened for the number of "
+             "methods. Parameters are the adapter's."]  # fmt: skip
     for budget in sorted({arm.budget for arm in arms}):
         here = [arm for arm in arms if arm.budget == budget]
         parts += [f"## Budget {budget:,} parameters", capacity(here), main_table(here), "\n".join(losers(here))]
