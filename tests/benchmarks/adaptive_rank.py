@@ -12,7 +12,7 @@ code and library versions included, so a broken run goes on where it stopped and
 processes may share `--out` with different seeds; then run all seeds once more for the table. Written: `table.md`,
 `results.json`, `plot.png`.
 
-Expected time on one quiet core: planted, about 3 minutes a cell of 700 steps; a method has 3 rates x 2 tuning seeds + 5
+Expected time on one quiet core: planted, 2 to 3 minutes a cell of 700 steps; a method has 3 rates x 2 tuning seeds + 5
 seeds = 11 cells by default. Classification with an encoder of 22M parameters, about 5 minutes a cell of 300 steps.
 
 The tasks:
