@@ -111,6 +111,7 @@ def ours_in_phases(clock: Clock, device: str) -> dict[str, list[float]]:
         "ours, probe": steps[PROBE_FROM - 1 : EVENT_STEP - 1],
         "ours, probe and event": steps[EVENT_STEP - 1 : EVENT_STEP],
         "ours, after the last event": steps[EVENT_STEP + 1 :],
+        f"ours, mean of {len(steps) - 1} steps": [statistics.mean(steps[1:])],
     }
 
 
