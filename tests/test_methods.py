@@ -150,6 +150,7 @@ def test_a_run_that_is_accepted_holds_no_conflict_and_a_refusal_names_an_alterna
 
 def test_the_table_of_conflicts_is_whole():
     known = {"checkpointing", "packing", "target_parameters", "new_tokens", "dropout", "paged", "loraplus", *SHARDINGS}
+    known.add("adaptive rank")
     known |= {f"init {name}" for name in INITS} | {f for facts in METHOD_FACTS.values() for f in facts.features}
     pairs = [frozenset((c.one, c.other)) for c in CONFLICTS]
     assert set().union(*pairs) <= known

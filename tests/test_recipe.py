@@ -117,7 +117,7 @@ def test_all_problems_are_named_at_once():
         (merged(Rank=8), "Rank: unknown key; did you mean `rank`?"),
         (merged(data={"source": "x", "colums": {}}), "data.colums: unknown key; did you mean `columns`?"),
         (merged(training={"learning_rat": 1}), "training.learning_rat: unknown key; did you mean `learning_rate`?"),
-        ({**MINIMAL, 3: 4}, "3: unknown key; valid: alpha"),
+        ({**MINIMAL, 3: 4}, "3: unknown key; valid: adaptive_rank, alpha"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_valid_one(raw, hint):
