@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -55,4 +54,6 @@ def _emitted(decided: Preset, form: str, data: str, output_dir: str | None) -> s
     folder = output_dir or f"out/{name}"
     if form == "yaml":
         return recipe_yaml(decided, data=data, output_dir=folder)
+    from importlib.metadata import version
+
     return python_script(decided, data=data, output_dir=folder, transformers=version("transformers"))
