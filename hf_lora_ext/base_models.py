@@ -10,13 +10,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from .errors import ConfigError
 from .facts import BaseModelFacts
-from .families import shape_from_config
+from .families import shape_from_config, stored_packing
 from .machine import free_disk_bytes
 from .popular_models import popular_config
 from .shape_sources import (
@@ -273,7 +273,11 @@ def _shape_of_config(config: dict[str, Any], source: str) -> ModelShape:
 
 
 def _computed_shape(config: dict[str, Any], source: str) -> ModelShape | None:
-    return shape_from_config(config, source) or shape_on_meta_device(config, source)
+    shape = shape_from_config(config, source) or shape_on_meta_device(config, source)
+    packed = stored_packing(config)
+    if shape is None or packed is None:
+        return shape
+    return replace(shape, packed=packed, source=f"{shape.source}; its weights are packed already, as {packed}")
 
 
 def _raise_unknown(config: dict[str, Any], source: str) -> NoReturn:

@@ -20,7 +20,7 @@ from .run_choices import LORAPLUS, LORAPLUS_RATIO
 from .strict_yaml import dump_yaml
 
 if TYPE_CHECKING:
-    from .presets import Preset
+    from .configuration import Preset
 
 __all__ = ["python_script", "recipe_yaml"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from .choices import short_count
 
 if TYPE_CHECKING:
+    from .configuration import Preset
     from .decisions import Choice
-    from .presets import Preset
 
 __all__ = ["explain"]
 

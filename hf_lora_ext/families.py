@@ -11,9 +11,9 @@ from typing import Any, Final
 from .blocks import Dimensions, Parts
 from .decoders import DECODERS, GatedDecoder
 from .older_families import OLDER_FAMILIES, OlderFamily
-from .sizes import ModelShape
+from .sizes import ModelShape, Packed
 
-__all__ = ["FAMILIES", "expert_targets", "language_config", "linear_targets", "shape_from_config"]
+__all__ = ["FAMILIES", "expert_targets", "language_config", "linear_targets", "shape_from_config", "stored_packing"]
 
 FAMILIES: Final[Mapping[str, GatedDecoder | OlderFamily]] = {**DECODERS, **OLDER_FAMILIES}
 """`model_type` → its closed form."""
@@ -56,6 +56,23 @@ def language_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     # The head is tied or not by the outer config, which is the one that transformers reads.
     outer = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     return {**_LANGUAGE_PARTS.get(str(config.get("model_type")), {}), **inner, **outer}
+
+
+def stored_packing(config: Mapping[str, Any]) -> Packed | None:
+    """Return how a checkpoint's weights are quantised already, or None where they are not, or in a way unknown here.
+
+    GPTQ and AWQ, and AutoRound in their formats, have 4 bits a weight with group scales (arXiv 2210.17323, 2306.00978).
+
+    >>> stored_packing({"quantization_config": {"quant_method": "awq", "bits": 4}})
+    'gptq'
+    """
+    found = config.get("quantization_config")
+    if not isinstance(found, Mapping):
+        return None
+    method = str(getattr(found.get("quant_method"), "value", found.get("quant_method")))
+    if method == "bitsandbytes":
+        return "int8" if found.get("load_in_8bit") else "nf4"
+    return "gptq" if method in ("gptq", "awq", "auto-round") and found.get("bits") == 4 else None
 
 
 def _shape(config: Dimensions, family: GatedDecoder | OlderFamily, parts: Parts, source: str) -> ModelShape:

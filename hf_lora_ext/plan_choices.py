@@ -18,7 +18,7 @@ from .methods import METHOD_FACTS, Method
 from .plans import BaseDtype, Plan
 from .plans import Method as PlanMethod
 from .run_choices import RunWishes, Sharding, check_run
-from .wishes import LoraWishes, wish_features
+from .wishes import LoraWishes, stored_method, wish_features
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -68,7 +68,9 @@ class PlanRequest:
         return tuple(plan for method in self._methods() for plan in self._spread(method, hardware))
 
     def _methods(self) -> tuple[Method | Literal["full"], ...]:
-        return ("lora", "qlora") if self.method is None else (self.method,)
+        if self.method is not None:
+            return (self.method,)
+        return ("lora", "qlora") if self.shape.packed is None else (stored_method(self.shape),)
 
     def _spread(self, method: Method | Literal["full"], hardware: Hardware) -> Iterator[Plan]:
         """Yield the plans of one method, over the ways to share the devices that it works with."""
@@ -97,7 +99,7 @@ class PlanRequest:
         bits, dtype = METHOD_FACTS[method].bits, value["dtype"]
         return Plan(
             method=_TRAINED.get(method, "lora") if self.lora_config is None else _kind_of(self.lora_config),
-            base=dtype if bits is None else _BASES[bits],
+            base=self.shape.packed or dtype if bits is None else _BASES[bits],
             compute=dtype,
             # ZeRO-3 loads packed weights whole on each device before it cuts them (peft issues 1844, 1972).
             loads_whole=value["sharding"] == "zero3" and bits is not None,

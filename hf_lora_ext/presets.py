@@ -17,7 +17,7 @@ from .hardware import Hardware, declared_hardware
 from .host_memory import host_choice, host_warnings
 from .run_choices import RunWishes, Sharding, check_run
 from .sizes import ModelShape
-from .wishes import LoraWishes, check_wishes, wish_features
+from .wishes import LoraWishes, check_stored, check_wishes, stored_method, wish_features
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -120,6 +120,11 @@ def preset(
     hardware = declared_hardware(find_hardware(), gpu_memory_gib, gpus, machines=machines, host_gib=host_gib)
     check_run(method or "lora", run, hardware, lora_config, wish_features(wishes))
     shape, model_id = find_shape(model, ask_hub=ask_hub)
+    if method is None and shape.packed is not None:
+        method = stored_method(shape)
+        check_wishes(method, wishes, lora_config)
+        check_run(method, run, hardware, lora_config, wish_features(wishes))
+    check_stored(method or "lora", shape)
     advice = _advice(shape, task, examples, tokens) if asks else None
     found = _found_plan(
         hardware, shape=shape, method=method, adapter=wishes, run=run, lora_config=lora_config, advice=advice

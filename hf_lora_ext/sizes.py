@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
-from typing import Final
+from typing import Final, Literal
 
 from .errors import ConfigError
 
@@ -17,11 +17,15 @@ __all__ = [
     "ExpertWeights",
     "LinearLayer",
     "ModelShape",
+    "Packed",
     "SizeBand",
     "parameters_from_key",
     "parameters_from_name",
     "size_band",
 ]
+
+Packed = Literal["nf4", "int8", "gptq"]
+"""How a checkpoint's weights are quantised: by bitsandbytes in 4 or 8 bits, or in 4 bits with group scales."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,8 @@ class ModelShape:
     """Longest sequence in tokens that the positions allow."""
     sliding_window: int | None = None
     """Tokens that the layers with windowed attention look back; None where all see everything."""
+    packed: Packed | None = None
+    """How a checkpoint holds its weights that is quantised already."""
     linear: tuple[LinearLayer, ...] = ()
     """The linear layers and routers, without the output head; empty where only the total is known."""
     expert_weights: tuple[ExpertWeights, ...] = ()

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .errors import ConfigError, nearest
-from .methods import METHOD_FACTS, METHODS, check_features
+from .methods import METHOD_FACTS, METHODS, Method, check_features
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["LoraWishes", "check_wishes", "wish_features"]
+    from .sizes import ModelShape
+
+__all__ = ["LoraWishes", "check_stored", "check_wishes", "stored_method", "wish_features"]
 
 _BASES: Final = ("lora", "qlora", "qlora8")
 """Methods that say only how the base is held, and so go with a LoraConfig of the user's own."""
@@ -35,6 +37,30 @@ class LoraWishes:
     """Ids of tokens that the user added, whose embeddings train."""
     adaptive_rank: bool | None = None
     """Whether the rank is a mean that layers share as they need it."""
+
+
+_STORED: Final[dict[str, Method]] = {"nf4": "qlora", "int8": "qlora8", "gptq": "lora"}
+"""Packing of a checkpoint → the method that trains on it as it is."""
+
+
+def stored_method(shape: ModelShape) -> Method:
+    """Return the method for a shape where the user names none: the one that takes the checkpoint as it is."""
+    return _STORED[shape.packed] if shape.packed is not None else "lora"
+
+
+def check_stored(method: Method, shape: ModelShape) -> None:
+    """Raise for a method that would quantise a checkpoint again that is quantised already.
+
+    Raises:
+        ConfigError: With the method to use.
+    """
+    bits = METHOD_FACTS[method].bits
+    if shape.packed is None or bits is None or {4: "nf4", 8: "int8"}[bits] == shape.packed:
+        return
+    raise ConfigError(
+        f"the checkpoint's weights are packed already, as {shape.packed}, and method {method} would pack them in "
+        f"{bits} bits; use method {stored_method(shape)}, or the unquantised model"
+    )
 
 
 _IN_LORA_CONFIG: Final = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules",

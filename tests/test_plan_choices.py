@@ -18,6 +18,33 @@ LLAMA_2 = "meta-llama/Llama-2-7b-hf"
 PLANNED = [None, *(method for method in METHODS if method != "prefix")]
 
 
+@pytest.mark.parametrize(
+    ("stored", "method", "base"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "lora", "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "lora", "gptq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "qlora", "nf4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "qlora8", "int8"),
+    ],
+)
+def test_a_checkpoint_that_is_packed_already_is_planned_as_it_is(stored: dict, method: str, base: str):
+    config = {"model_type": "llama", "quantization_config": stored}
+    p = preset(config, gpu_memory_gib=16)
+    assert (p.method, p.found.plan.base) == (method, base)
+    assert p.shape.parameters == preset({"model_type": "llama"}, gpu_memory_gib=80).shape.parameters
+    assert f"packed already, as {base}" in p.explain()
+    whole = preset({"model_type": "llama"}, method="lora", gpu_memory_gib=80)
+    assert p.found.estimate.weights < 0.6 * whole.found.estimate.weights
+
+
+def test_a_packed_checkpoint_is_not_packed_again():
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    with pytest.raises(ConfigError, match=r"packed already, as gptq.*use method lora"):
+        preset(config, method="qlora")
+    with pytest.raises(ConfigError, match="init pissa does not work with 4-bit"):
+        preset({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, init="pissa")
+
+
 def test_a_preset_for_a_card_fits_it_and_says_what_it_gave_up():
     p = preset("7B", gpu_memory_gib=24)
     assert (p.method, p.sharding) == ("lora", "none")
