@@ -222,7 +222,7 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
     *_each(("fsdp", "zero3"), "init eva", "it writes whole factors on each rank", "sharding ddp"),
     Conflict("adaptive rank", "adalora", "each has an allocation of its own", "one of them"),
     Conflict("adaptive rank", "prefix", "a prefix has no rank", "method lora"),
-    Conflict("adaptive rank", "target_parameters", "experts' parameters cannot change their rank", "experts=False"),
+    Conflict("adaptive rank", "target_parameters", "experts' parameters cannot change their rank", "one of them"),
     *_each(("fsdp", "zero3"), "adaptive rank", "sharded parameters cannot change their shape", "sharding ddp"),
     Conflict("adaptive rank", "paged", "8-bit state cannot be cut", "optimizer adamw"),
     *_each(("init pissa", "init olora", "init mica", "init loftq"), "adaptive rank",
