@@ -203,7 +203,7 @@ def _length(request: PlanRequest, hardware: Hardware) -> int:
 
 def _packed(request: PlanRequest, hardware: Hardware) -> Iterator[_Changed]:
     method = PACKED.get(request.method or "")
-    while method is not None:
+    while method is not None and request.shape.packed is None:  # a packed checkpoint is not packed again
         changed: Any = method
         yield replace(request, method=changed), hardware
         method = PACKED.get(method)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext import ConfigError, preset
+from hf_lora_ext import ConfigError, DoesNotFit, preset
 from hf_lora_ext.choices import LoraWishes
 from hf_lora_ext.hardware import Hardware
 from hf_lora_ext.memory import estimate_memory
@@ -41,6 +41,10 @@ def test_a_packed_checkpoint_is_not_packed_again():
     config = {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}
     with pytest.raises(ConfigError, match=r"packed already, as gptq.*use method lora"):
         preset(config, method="qlora")
+    with pytest.raises(DoesNotFit) as caught:
+        preset(config, gpu_memory_gib=4)
+    assert caught.value.remedies
+    assert not any("qlora" in str(remedy) for remedy in caught.value.remedies)
     with pytest.raises(ConfigError, match="init pissa does not work with 4-bit"):
         preset({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, init="pissa")
 
