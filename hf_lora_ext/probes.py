@@ -44,17 +44,18 @@ class Moments:
         """Add the tokens of a micro-batch, without waiting for the device.
 
         A token whose gradient is exactly 0 is padding, or comes after the last one that is supervised, and does not
-        count. A mean over n tokens divides each gradient by about n, which is undone; a factor that all layers share
-        does not change which direction goes.
+        count; nor does one that overflowed, whose step a float16 scaler skips. A mean over n tokens divides each
+        gradient by about n, which is undone; a factor that all layers share does not change which direction goes.
 
         Args:
             z: `(…, width)`.
             gradient: Gradient at z, of its shape.
         """
         z, gradient = (t.detach().reshape(-1, t.shape[-1]).to(self.inputs.dtype) for t in (z, gradient))
-        live = gradient.any(-1)
+        live = gradient.any(-1) & gradient.isfinite().all(-1) & z.isfinite().all(-1)
         count = live.sum()
-        z, gradient = z * live[:, None], gradient * count
+        z, gradient = (t.masked_fill(~live[:, None], 0) for t in (z, gradient))
+        gradient = gradient * count
         self.inputs += z.T @ z
         self.gradients += gradient.T @ gradient
         self.tokens += count

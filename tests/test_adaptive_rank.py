@@ -444,6 +444,10 @@ def test_what_cannot_change_rank_is_refused_before_the_first_step(tiny_model: Pa
         build(adapted(tiny_model), tmp_path, callback(), optim="adamw_8bit").train()
     with pytest.raises(ConfigError, match="none between"):
         build(adapted(tiny_model), tmp_path, callback(), max_steps=1).train()
+    other = build(adapted(tiny_model), tmp_path, callback())
+    other.model = other.model_wrapped = adapted(tiny_model)
+    with pytest.raises(ConfigError, match="another model"):
+        other.train()
     late = build(adapted(tiny_model), tmp_path)
     late.add_callback(callback())
     with pytest.raises(ConfigError, match="constructor"):

@@ -125,6 +125,11 @@ class AdaptiveRankCallback(TrainerCallback):
                 "AdaptiveRankCallback came after the trainer was made, when the adapter can no longer be widened; "
                 "give it to the trainer's constructor: callbacks=[AdaptiveRankCallback(...)]"
             )
+        if model is not self.layers_.model:
+            raise ConfigError(
+                "the trainer trains another model than the one it was made with (model_init, hyperparameter_search), "
+                "which AdaptiveRankCallback has not widened; make a trainer for each run"
+            )
         self.optimizer_: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         _refuse(args, self.optimizer_)
         settings = self._settings(state.max_steps)
