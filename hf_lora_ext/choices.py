@@ -35,7 +35,7 @@ __all__ = [
 MAX_LENGTH: Final = 1024
 """Tokens of an example at most (TRL's default)."""
 WIDE_START: Final = 4
-"""How many times its mean rank an adapter of adaptive rank starts with (measured: callbacks/adaptive_rank.md)."""
+"""How many times its mean rank an adapter of adaptive rank starts with: wider learns more and takes more memory."""
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
 

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from ..allocation import allocate_ranks
+from ..choices import WIDE_START
 from ..errors import ConfigError, ResumeError, nearest
 from ..facts import write_text_atomically
 from ..lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
@@ -69,7 +70,7 @@ class AdaptiveRankCallback(TrainerCallback):
         *,
         target_rank: int | None = None,
         budget_parameters: int | None = None,
-        start_factor: float = 4,
+        start_factor: float = WIDE_START,
         criterion: Criterion = "whitened",
         events: int = 8,
         first: float = 0.1,
