@@ -221,7 +221,7 @@ def without_masked(state: Mapping[str, Tensor], layers: Iterable[LoraFactors]) -
     kept = dict(state)
     for factors in layers:
         prefix, adapter = f"base_model.model.{factors.name}.lora_", factors.adapter
-        for key in [key for key in kept if key.startswith(prefix) and f".{adapter}" in key]:
+        for key in [key for key in kept if key.startswith(prefix) and adapter in key.split(".")]:
             if not factors.rank:
                 del kept[key]
             elif "_A." in key:
