@@ -22,7 +22,7 @@ def change_ranks_(
     layers: Mapping[str, LoraFactors],
     bases: Mapping[str, Basis],
     ranks: Mapping[str, int],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
 ) -> dict[str, dict[str, Any]]:
     """Cut every layer to the first directions of its basis.
 
@@ -34,7 +34,7 @@ def change_ranks_(
         layers: Its LoRA layers, by name.
         bases: The directions of each, in order.
         ranks: How many each keeps; at 0 the adapter leaves the layer.
-        optimizer: The optimizer that trains them.
+        optimizer: The optimizer that trains them; None once the training is over.
 
     Returns:
         What the layers that the adapter has left would need to take it up again.
@@ -42,10 +42,12 @@ def change_ranks_(
     for factors, basis, (a, b) in _cuts(layers, bases, ranks, least=1):
         old_a, old_b = factors.a, factors.b
         new_a, new_b = factors.replace_(a, b)
-        swap_parameter_(optimizer, old_a, new_a, AlongAxis(0, basis.to_b.T.to(old_a.device)))
-        swap_parameter_(optimizer, old_b, new_b, AlongAxis(1, basis.to_a.to(old_b.device)))
+        if optimizer is not None:
+            swap_parameter_(optimizer, old_a, new_a, AlongAxis(0, basis.to_b.T.to(old_a.device)))
+            swap_parameter_(optimizer, old_b, new_b, AlongAxis(1, basis.to_a.to(old_b.device)))
     gone = {name: factors for name, factors in layers.items() if not ranks[name]}
-    forget_parameters_(optimizer, [parameter for factors in gone.values() for parameter in (factors.a, factors.b)])
+    if optimizer is not None:
+        forget_parameters_(optimizer, [p for factors in gone.values() for p in (factors.a, factors.b)])
     adapter = next(iter(layers.values())).adapter
     removed = {name: factors.remove_() for name, factors in gone.items()}
     write_ranks_(model, adapter, ranks)

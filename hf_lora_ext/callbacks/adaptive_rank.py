@@ -189,8 +189,7 @@ class AdaptiveRankCallback(TrainerCallback):
                 self.layers_.parameters, self.budget_,
             )  # fmt: skip
             bases, ranks = self._decide(self.budget_, state.global_step, args.world_size)
-            removed = change_ranks_(model, self.layers_.live, bases, ranks, torch.optim.SGD([torch.zeros(1)]))
-            self.layers_.leave_(removed)
+            self.layers_.leave_(change_ranks_(model, self.layers_.live, bases, ranks, optimizer=None))
             self._note(state)
         self._stop_watching()
         if state.is_world_process_zero:
