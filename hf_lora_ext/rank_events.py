@@ -70,21 +70,23 @@ def _check(events: int, first: float, last: float, probe_steps: int) -> None:
         raise ConfigError(f"first={first!r} and last={last!r} must be shares of the run, 0 <= first < last <= 1")
 
 
-def check_target(start: int, target: int, cheapest: int) -> None:
-    """Raise unless the adapter starts above the target, and the target holds at least one direction.
+def check_target(start: int, target: int, dearest: int) -> None:
+    """Raise unless the adapter starts above the target, and the target holds a direction of any layer.
+
+    With less, the layers whose directions fit could have left the adapter before the last event.
 
     Args:
         start: Parameters of the adapter as it starts.
         target: Parameters that it may have in the end.
-        cheapest: Parameters of the cheapest direction.
+        dearest: Parameters of the largest layer's direction.
 
     Raises:
         BudgetError: With what was found, what is needed, and how to fix it.
     """
-    if target < cheapest:
+    if target < dearest:
         raise BudgetError(
-            f"a budget of {target:,} parameters holds no direction, the cheapest has {cheapest:,}; raise "
-            "budget_parameters or target_rank"
+            f"a budget of {target:,} parameters holds no direction of the largest layer, which has {dearest:,}; raise "
+            "budget_parameters or target_rank, or leave that layer out of the targets"
         )
     if start <= target:
         raise BudgetError(

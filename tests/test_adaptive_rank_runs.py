@@ -153,8 +153,9 @@ def test_what_cannot_change_rank_is_refused_before_the_first_step(tiny_model: Pa
     prefix = get_peft_model(load(tiny_model), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(AdapterError, match="PREFIX_TUNING"):
         build(prefix, tmp_path, callback())
-    with pytest.raises(BudgetError, match="holds no direction"):
-        build(adapted(tiny_model), tmp_path, AdaptiveRankCallback(budget_parameters=5))
+    for too_small in (5, 60):  # below every direction, and between the smallest and the largest
+        with pytest.raises(BudgetError, match="holds no direction of the largest layer, which has 96"):
+            build(adapted(tiny_model), tmp_path, AdaptiveRankCallback(budget_parameters=too_small))
     with pytest.raises(ConfigError, match="8 bits"):
         build(adapted(tiny_model), tmp_path, callback(), optim="adamw_8bit").train()
     with pytest.raises(ConfigError, match="none between"):

@@ -106,7 +106,7 @@ class AdaptiveRankCallback(TrainerCallback):
         self.news_: dict[str, Any] = {}
         _come_before_trackers_(self)
         self._widen(args.seed)
-        check_target(self.layers_.parameters, self.budget_, min(self.layers_.costs.values()))
+        check_target(self.layers_.parameters, self.budget_, max(self.layers_.costs.values()))
         load_by_ranks_(self.layers_, lambda folder: self._recall(folder, args))
         save_with_state_(self.layers_, self._to_save)
 
