@@ -159,10 +159,6 @@ def run(bench: Bench, choices: Choices) -> list[Arm]:
 def main(arguments: Sequence[str]) -> None:
     """Run the benchmark and write its tables."""
     options = options_from(arguments)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     if options.cost:
         print_cost(options.device)
         return
@@ -200,5 +196,14 @@ def write(bench: Bench, arms: list[Arm], choices: Choices) -> None:
         plot(arms, bench.task.measure, f"{title} seeds with 95 % intervals", bench.out / "plot.png")
 
 
+def be_quiet() -> None:
+    """Keep the libraries' warnings and bars, many a cell, out of the table; for the whole process."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 if __name__ == "__main__":
+    be_quiet()
     main(sys.argv[1:])
