@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .choices import WIDE_START, starting_rank
+from .choices import starting_rank
 from .errors import ConfigError
 from .methods import init_facts
 from .rank_schedule import ADALORA_SCHEDULE, ADALORA_SHARES
@@ -126,7 +126,7 @@ def callback_arguments(preset: Preset) -> list[Call]:
     if preset.init == "loftq":
         found.append(("LoftqCallback", {"model_id": _weights_of(preset)}))
     if preset.adaptive_rank:
-        found.append(("AdaptiveRankCallback", {"target_rank": preset.rank, "start_factor": WIDE_START}))
+        found.append(("AdaptiveRankCallback", {"target_rank": preset.rank, "start_factor": preset.start_factor}))
     if preset.new_tokens:
         found.append(("NewTokensCallback", {}))
     return found

@@ -34,8 +34,11 @@ __all__ = [
 
 MAX_LENGTH: Final = 1024
 """Tokens of an example at most (TRL's default)."""
-WIDE_START: Final = 4
-"""How many times its mean rank an adapter of adaptive rank starts with: wider learns more and takes more memory."""
+WIDE_STARTS: Final = (8, 4, 2)
+"""How many times its mean rank an adapter of adaptive rank starts with, the most wanted first: wider learns more
+(`callbacks/adaptive_rank.md`) and takes more memory."""
+WIDE_START: Final = WIDE_STARTS[0]
+"""The same where memory does not decide."""
 BATCH_EXAMPLES: Final = 16
 """Examples per optimizer step (QLoRA, appendix B; larger batches cost LoRA more than full fine-tuning)."""
 
@@ -72,16 +75,20 @@ def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advi
         _given("targets", wishes) or targets_choice(shape),
         *experts_choices(shape, wishes.experts, rank.value, METHOD_FACTS[method].bits),
         new_tokens_choice(shape, wishes.new_tokens),
-        adaptive_choice(wishes.adaptive_rank, rank.value),
+        *adaptive_choices(wishes.adaptive_rank, rank.value),
     )
 
 
-def adaptive_choice(wished: bool | None, rank: int) -> Choice:
-    """Return whether rank moves between layers, and what that takes."""
+def adaptive_choices(wished: bool | None, rank: int) -> tuple[Choice, ...]:
+    """Return whether rank moves between layers, and how many times wider it then starts."""
     if not wished:
-        return Choice(name="adaptive_rank", value=False, why="the same rank in every layer", source=LORA_PAPER)
-    why = f"starts at rank {WIDE_START * rank}, ends at a mean of {rank}; give the trainer callbacks=p.callbacks()"
-    return Choice(name="adaptive_rank", value=True, why=why, source="callbacks/adaptive_rank.md")
+        return (Choice(name="adaptive_rank", value=False, why="the same rank in every layer", source=LORA_PAPER),)
+    source = "callbacks/adaptive_rank.md"
+    why = f"ends at a mean of {rank}; give the trainer callbacks=p.callbacks()"
+    return (
+        Choice(name="adaptive_rank", value=True, why=why, source=source),
+        Choice(name="start_factor", value=WIDE_START, why="times wider at the start: wider learns more", source=source),
+    )
 
 
 def _dropout(wishes: LoraWishes, advised: Choice | None) -> Choice:

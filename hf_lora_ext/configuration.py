@@ -95,6 +95,8 @@ class Preset:
     """Every value above with its reason and source."""
     warnings: tuple[Choice, ...] = ()
     """Risks that the advice for an automatic rank sees."""
+    start_factor: int = 1
+    """How many times its mean rank an adapter of adaptive rank starts with; 1 without."""
     found: Fit | None = None
     """The memory plan behind it; None without a GPU of known memory."""
     own_lora_config: LoraConfig | None = None

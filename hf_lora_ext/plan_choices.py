@@ -59,6 +59,8 @@ class PlanRequest:
     """The user's own LoraConfig."""
     advice: Advice | None = None
     """The advice that a rank of `auto` takes."""
+    start_factor: int = WIDE_START
+    """How many times its mean rank an adapter of adaptive rank starts with."""
 
     def wishes(self, hardware: Hardware) -> tuple[Plan, ...]:
         """Return the plans that these wishes allow on the hardware, the most wanted first, without batch.
@@ -105,7 +107,7 @@ class PlanRequest:
             loads_whole=value["sharding"] == "zero3" and bits is not None,
             adapter=value["adapter_dtype"],
             rank=starting_rank(value["rank"]) if method == "adalora" else value["rank"],
-            start_factor=WIDE_START if value["adaptive_rank"] else 1,
+            start_factor=self.start_factor if value["adaptive_rank"] else 1,
             targets=_targets(value["targets"]),
             dropout=value["dropout"] > 0,
             autocast=dtype == "bfloat16" or (dtype == "float16" and bits is None),
@@ -149,6 +151,8 @@ def overlaid(choices: tuple[Choice, ...], found: Fit, *, fixed_sharding: bool = 
         "accumulation": (plan.accumulation, f"{together} examples an optimizer step"),
         "activation_checkpointing": (plan.checkpointing, "part of the fastest that fits"),
     }
+    if plan.start_factor not in (1, WIDE_START):
+        values["start_factor"] = (plan.start_factor, f"times wider at the start: {WIDE_START} do not fit")
     if plan.devices > 1:
         if not fixed_sharding:
             values["sharding"] = (plan.sharding, "the fastest that fits")

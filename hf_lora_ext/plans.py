@@ -52,7 +52,7 @@ class Plan:
     rank: int = 16
     """Rank of every adapted layer."""
     start_factor: int = 1
-    """How many times wider the adapter starts (4 when the adaptive rank anneals); the start is the peak."""
+    """How many times wider the adapter starts (8 where adaptive rank anneals); the start is the peak."""
     targets: str | tuple[str, ...] = "all-linear"
     """Last parts of the adapted modules' names, or `all-linear` for the blocks' own."""
     embeddings_trained: bool = False

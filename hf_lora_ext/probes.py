@@ -51,12 +51,13 @@ class Moments:
             z: `(…, width)`.
             gradient: Gradient at z, of its shape.
         """
-        z, gradient = (t.detach().reshape(-1, t.shape[-1]).to(self.inputs.dtype) for t in (z, gradient))
-        live = gradient.any(-1) & gradient.isfinite().all(-1) & z.isfinite().all(-1)
+        z, gradient = (t.detach().reshape(-1, t.shape[-1]).float() for t in (z, gradient))
+        size = gradient.abs().sum(-1)
+        live = (size > 0) & (size + z.abs().sum(-1)).isfinite()
         count = live.sum()
         z, gradient = (t.masked_fill(~live[:, None], 0) for t in (z, gradient))
         gradient = gradient * count
-        self.inputs += z.T @ z
+        self.inputs += z.T @ z  # float32 within a micro-batch, whose sums are short; float64 from one to the next
         self.gradients += gradient.T @ gradient
         self.tokens += count
 

@@ -11,7 +11,7 @@ from itertools import combinations, islice
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from .choices import short_count
+from .choices import WIDE_STARTS, short_count
 from .errors import ConfigError
 from .fitting import Fit, find_fit, least_needed, may_fit
 from .plan_choices import FULL, PlanRequest
@@ -80,12 +80,21 @@ def plan_run(request: PlanRequest, hardware: Hardware) -> Fit:
         raise ConfigError("the memory of the device is not known; give it, e.g. gpu_memory_gib=24")
     if request.method != FULL:
         check_run(request.method or "lora", request.run, hardware, request.lora_config, wish_features(request.adapter))
+    for narrower in _starts(request):
+        if (found := find_fit(request.shape, hardware, narrower.wishes(hardware))) is not None:
+            return found
+    request = narrower
     wishes = request.wishes(hardware)
-    if (found := find_fit(request.shape, hardware, wishes)) is not None:
-        return found
     remedies = nearest_remedies(request, hardware)
     would = "what would fit: " + "; ".join(map(str, remedies)) if remedies else "nothing near it fits"
     raise DoesNotFit(f"{_found(request, hardware, wishes)}; {would}", remedies)
+
+
+def _starts(request: PlanRequest) -> tuple[PlanRequest, ...]:
+    """Return the request at every start width, the widest first; once where rank does not move."""
+    if not request.adapter.adaptive_rank:
+        return (request,)
+    return tuple(replace(request, start_factor=factor) for factor in WIDE_STARTS)
 
 
 def _found(request: PlanRequest, hardware: Hardware, wishes: tuple[Plan, ...]) -> str:

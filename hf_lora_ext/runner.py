@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .base_models import BaseModel, find_base_model
 from .cards import render_card
-from .choices import WIDE_START
 from .configuration import Preset
 from .data import Examples, load_examples
 from .errors import ConfigError
@@ -98,8 +97,7 @@ def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
 def _disk_needed(chosen: Preset) -> int:
     """Return the bytes a run writes: adapter, and two or three checkpoints with Adam's two moments, in float32."""
     adapted = adapter_parameters(chosen.shape, chosen.rank, chosen.targets, chosen.experts, chosen.expert_rank)
-    widest = WIDE_START if chosen.adaptive_rank else 1
-    parameters = widest * adapted if adapted else chosen.shape.parameters // 50
+    parameters = chosen.start_factor * adapted if adapted else chosen.shape.parameters // 50
     return 4 * parameters * (1 + 3 * 3) + 64 * 2**20
 
 

@@ -45,8 +45,22 @@ def test_the_wide_start_is_what_is_planned():
     plain, adaptive = (preset("7B", method="qlora", gpu_memory_gib=24, adaptive_rank=a).found for a in (False, True))
     assert plain is not None
     assert adaptive is not None
-    assert adaptive.plan.rank * adaptive.plan.start_factor == 4 * plain.plan.rank
-    assert adaptive.estimate.adapters == 4 * plain.estimate.adapters
+    assert adaptive.plan.rank * adaptive.plan.start_factor == 8 * plain.plan.rank
+    assert adaptive.estimate.adapters == 8 * plain.estimate.adapters
+
+
+def test_the_start_is_as_wide_as_the_memory_allows():
+    p = preset("7B", method="qlora", gpu_memory_gib=7, adaptive_rank=True)
+    assert p.found is not None
+    assert p.start_factor == p.found.plan.start_factor == p.callbacks()[-1].start_factor == 2
+    assert "start_factor              2                     times wider at the start: 8 do not fit" in p.explain()
+    assert preset("7B", method="qlora", gpu_memory_gib=24, adaptive_rank=True).start_factor == 8
+    assert preset("7B").start_factor == 1
+
+
+def test_what_fits_at_no_start_is_refused_with_what_would():
+    with pytest.raises(ConfigError, match="what would fit: a card of 8 GiB"):
+        preset("7B", method="qlora", gpu_memory_gib=6, adaptive_rank=True)
 
 
 @pytest.mark.parametrize(

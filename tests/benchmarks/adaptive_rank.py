@@ -73,6 +73,9 @@ def options_from(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--held-out", type=Path, help="JSON lines to measure on; else split off --data by a hash")
     parser.add_argument("--held-out-rows", type=int, help="rows measured on, at most")
     parser.add_argument("--methods", default=MAIN, help=f"comma-separated; {MAIN}")
+    parser.add_argument(
+        "--also", default="", help="further methods, each at a budget of its own: uniform@2,wide@10445p"
+    )
     parser.add_argument("--seeds", default="0-4", help="as 0-4 or 0,3,7")
     parser.add_argument("--tune-seeds", default="90,91", help="seeds for the learning rate alone")
     parser.add_argument("--learning-rates", help="grid; a single one is not tuned")
@@ -110,7 +113,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         parser.error("--out FOLDER is needed: results are kept there")
     if options.task != "planted" and (options.model is None or not (options.model / "config.json").is_file()):
         parser.error(f"--task {options.task} needs --model FOLDER with a config.json")
-    for method in options.methods.split(","):
+    options.also = [pair.partition("@")[::2] for pair in options.also.split(",") if pair]
+    for method in [*options.methods.split(","), *(method for method, _ in options.also)]:
         if method not in METHODS:
             parser.error(f"method {method!r} is not known; {nearest(method, METHODS)}")
     if set(numbers(options.seeds)) & set(numbers(options.tune_seeds)):
@@ -148,11 +152,10 @@ def task_from(options: argparse.Namespace) -> Task:
 def run(bench: Bench, choices: Choices) -> list[Arm]:
     """Tune and measure every method at every budget."""
     arms = []
-    for budget in choices.budgets:
-        for method in choices.methods:
-            rate, scale = bench.tuned(method, budget, choices)
-            results = {seed: bench.of(method, budget, seed, (rate, scale), choices) for seed in choices.seeds}
-            arms.append(Arm(method=method, budget=budget, learning_rate=rate, scale=scale, results=results))
+    for method, budget in choices.pairs:
+        rate, scale = bench.tuned(method, budget, choices)
+        results = {seed: bench.of(method, budget, seed, (rate, scale), choices) for seed in choices.seeds}
+        arms.append(Arm(method=method, budget=budget, learning_rate=rate, scale=scale, results=results))
     return arms
 
 
@@ -168,6 +171,7 @@ def main(arguments: Sequence[str]) -> None:
         methods=options.methods.split(","), seeds=numbers(options.seeds), tune_seeds=numbers(options.tune_seeds),
         budgets=budgets_in_parameters(options.budgets.split(","), task, 0), scale=options.scale,
         learning_rates=floats(options.learning_rates), adalora_scales=scales,
+        also=[(method, budgets_in_parameters([told], task, 0)[0]) for method, told in options.also],
         share_rates=options.share_rates,
     )  # fmt: skip
     bench = Bench(task=task, sizes=Sizes(steps=options.steps, batch=options.batch), out=options.out,

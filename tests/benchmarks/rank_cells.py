@@ -37,8 +37,15 @@ class Choices:
     scale: float
     adalora_scales: Sequence[float]
     """Tried for AdaLoRA beside the learning rates, since its scale is divided by another rank."""
+    also: Sequence[tuple[str, int]] = ()
+    """Further methods, each at a budget of its own."""
     share_rates: bool = False
     """Whether a variant of a method takes that method's learning rate instead of being tuned."""
+
+    @property
+    def pairs(self) -> list[tuple[str, int]]:
+        """Every method with every budget, and the further ones."""
+        return [*self.also, *((method, budget) for budget in self.budgets for method in self.methods)]
 
 
 @dataclass(slots=True)

@@ -38,8 +38,8 @@ from hf_lora_ext.probes import Moments, Probe
 from hf_lora_ext.rank_change import change_ranks_
 from hf_lora_ext.rank_criteria import Criterion, find_bases
 
-WIDE = 4
-"""Times the budget that a wide adapter has: `AdaptiveRankCallback`'s default."""
+WIDE = 8
+"""Times the budget that a wide adapter has: `AdaptiveRankCallback`'s default, written out for the cells' keys."""
 ADALORA_WIDE = 1.5
 """Times the target rank that AdaLoRA starts with, as in its paper (arXiv 2303.10512, section 4.1)."""
 PROBE_BATCHES = 8
@@ -121,7 +121,7 @@ def replay(job: Job) -> Trained:
 
 
 def ours(job: Job, kind: Callable[..., AdaptiveRankCallback] = AdaptiveRankCallback, **settings: Any) -> Trained:
-    callback = kind(budget_parameters=job.cell.budget, **settings)
+    callback = kind(budget_parameters=job.cell.budget, **({"start_factor": WIDE} | settings))
     return train(job, lora_model(job, dict.fromkeys(job.costs, job.whole_rank)), [callback])
 
 
@@ -250,7 +250,9 @@ METHODS: dict[str, Method] = {
     "ours-input": ours_with("ours, worth by inputs alone", criterion="input"),
     "ours-random": ours_with("ours, ranks at random", criterion="random"),
     "ours-start2": ours_with("ours, started at 2 times the budget", start_factor=2),
+    "ours-start4": ours_with("ours, started at 4 times the budget", start_factor=4),
     "ours-start6": ours_with("ours, started at 6 times the budget", start_factor=6),
+    "ours-start12": ours_with("ours, started at 12 times the budget", start_factor=12),
     "ours-events4": ours_with("ours, 4 events", events=4),
     "ours-freeze80": ours_with("ours, ranks fixed at 80 % of the run", last=0.8),
     "ours-reset": ours_with("ours, the optimizer forgets what changed", kind=ForgetsMoments),
