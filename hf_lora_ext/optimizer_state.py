@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 
-__all__ = ["AlongAxis", "carried", "carry_in_place_", "check_optimizer", "forget_parameters_", "swap_parameter_"]
+__all__ = ["AlongAxis", "carried", "carry_in_place_", "check_optimizer", "forget_parameters_",
+           "put_precision_back_", "swap_parameter_"]  # fmt: skip
 
 FIRST: Final = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Means of gradients, which change as a gradient does."""
@@ -98,6 +99,24 @@ def forget_parameters_(optimizer: torch.optim.Optimizer, parameters: Iterable[nn
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in gone]
     for parameter in [kept for kept in optimizer.state if id(kept) in gone]:
         del optimizer.state[parameter]
+
+
+def put_precision_back_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give a loaded optimizer the precision that its state was saved in.
+
+    torch casts what it loads to the parameter's precision, and Adafactor keeps float32 means of 16-bit parameters.
+
+    Args:
+        optimizer: The optimizer, which has loaded `saved`.
+        saved: Its state dictionary as it lies in the checkpoint.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for parameter, number in zip(parameters, numbers, strict=True):
+        state = optimizer.state[parameter]
+        for key, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dtype != state[key].dtype:
+                state[key] = value.to(parameter.device)
 
 
 def carried(state: Mapping[str, Any], change: AlongAxis) -> dict[str, Any]:

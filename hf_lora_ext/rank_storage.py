@@ -168,6 +168,7 @@ def load_by_ranks_(layers: AdapterLayers, loaded: Callable[[Path], None]) -> Non
         ours = adapter_name == layers.adapter and Path(model_id).is_dir()
         if ours:
             layers.take_ranks_(saved_ranks(Path(model_id), list(layers.ranks)))
+            kwargs = {"autocast_adapter_dtype": False} | kwargs  # or PEFT casts a 16-bit adapter to float32
         result = original(model_id, adapter_name, *args, **kwargs)
         if ours:
             loaded(Path(model_id))

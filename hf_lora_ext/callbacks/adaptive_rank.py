@@ -24,7 +24,7 @@ from ..errors import ConfigError, ResumeError, nearest
 from ..facts import write_text_atomically
 from ..lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
 from ..low_rank import Basis
-from ..optimizer_state import check_optimizer
+from ..optimizer_state import check_optimizer, put_precision_back_
 from ..plots import plot_ranks
 from ..probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..rank_change import change_ranks_, mask_ranks_
@@ -39,6 +39,8 @@ __all__ = ["AdaptiveRankCallback"]
 
 HISTORY_FILE: Final = "rank_history.json"
 PLOT_FILE: Final = "rank_history.png"
+OPTIMIZER_FILE: Final = "optimizer.pt"
+"""The trainer's, in its checkpoints."""
 logger = logging.getLogger(__name__)
 
 
@@ -135,6 +137,8 @@ class AdaptiveRankCallback(TrainerCallback):
         _refuse(args, self.optimizer_)
         settings = self._settings(state.max_steps)
         self.state_ = self._continued(settings) if state.global_step else RankState(settings)
+        if state.global_step and (self.recalled_from_ / OPTIMIZER_FILE).is_file():
+            put_precision_back_(self.optimizer_, torch.load(self.recalled_from_ / OPTIMIZER_FILE, weights_only=True))
         self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, self.state_.settings["start"])
 
     def on_step_begin(
@@ -283,6 +287,7 @@ class AdaptiveRankCallback(TrainerCallback):
 
     def _recall(self, folder: Path, args: TrainingArguments) -> None:
         """Take the state out of the checkpoint whose adapter was just loaded."""
+        self.recalled_from_ = folder
         self._stop_watching()  # what was seen is of other ranks than those just loaded
         devices = {name: factors.a.device for name, factors in self.layers_.live.items()}
         self.recalled_ = read_state(folder, devices.__getitem__)

@@ -119,12 +119,11 @@ AGAINST_HEAD = ["ours at", "against", "at", "difference", "ours is"]
 
 
 def against_each(arms: Sequence[Arm]) -> list[list[str]]:
-    """Return rows of ours against every other method, uniform ranks also at larger budgets."""
+    """Return rows of ours against every other method, at ours' budget and at larger ones."""
     rows = []
     for mine in (arm for arm in arms if arm.method == OURS):
         for other in arms:
-            larger = other.method == BASELINE and other.budget > mine.budget
-            if other.method != OURS and (other.budget == mine.budget or larger):
+            if other.method != OURS and other.budget >= mine.budget:
                 difference = paired(mine.values(), other.values())
                 if difference is not None:
                     rows.append([f"{mine.budget:,}", other.method, f"{other.budget:,}", shown(difference, signed=True),
