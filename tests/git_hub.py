@@ -42,6 +42,7 @@ _ROUTES: list[tuple[str, str, str, _Endpoint]] = [
     # what a `Fault` calls it, method, path, function; the first that matches
     ("whoami", "GET", "/api/whoami-v2", reading.whoami),
     ("validate-yaml", "POST", "/api/validate-yaml", reading.validate_yaml),
+    ("auth-check", "GET", f"{_API}/auth-check(?P<write>/write)?", reading.auth_check),
     ("create", "POST", "/api/repos/create", writing.create_repo),
     ("delete", "DELETE", "/api/repos/delete", writing.delete_repo),
     ("move", "POST", "/api/repos/move", writing.move_repo),
