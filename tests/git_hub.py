@@ -38,7 +38,7 @@ _NAME = r"/(?P<name>[^/]+)"
 _DISCUSSION = r"/discussions/(?P<number>\d+)"
 
 _Endpoint = Callable[[Hub, Request], Answer]
-_ROUTES: list[tuple[str, str, str, _Endpoint]] = [
+ROUTES: list[tuple[str, str, str, _Endpoint]] = [
     # what a `Fault` calls it, method, path, function; the first that matches
     ("whoami", "GET", "/api/whoami-v2", reading.whoami),
     ("validate-yaml", "POST", "/api/validate-yaml", reading.validate_yaml),
@@ -73,9 +73,7 @@ _ROUTES: list[tuple[str, str, str, _Endpoint]] = [
     ("info", "GET", f"{_API}(?:/revision{_REVISION})?", reading.repo_info),
     ("resolve", "GET", f"{_PLAIN}/resolve{_REVISION}/(?P<path>.+)", reading.resolve),
 ]
-_COMPILED = [(where, method, re.compile(path), endpoint) for where, method, path, endpoint in _ROUTES]
-ENDPOINTS = frozenset(where for where, *_ in _ROUTES)
-"""Where a `Fault` can be."""
+_COMPILED = [(where, method, re.compile(path), endpoint) for where, method, path, endpoint in ROUTES]
 
 _PROXY_PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
