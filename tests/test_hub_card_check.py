@@ -6,6 +6,13 @@ from hub_card_check import card_answer, metadata
 from huggingface_hub import CommitOperationAdd, HfApi
 from test_git_hub import client
 
+GOOD_RESULTS = """
+model-index:
+- name: a
+  results:
+  - {task: {type: t}, dataset: {type: d, name: D}, metrics: [{type: m, value: 1}]}
+"""
+
 
 def card(metadata: str) -> str:
     return f"---\n{metadata}\n---\n# A card\n"
@@ -20,7 +27,7 @@ def card(metadata: str) -> str:
         "base_model: meta-llama/Llama-2-7b-hf\nbase_model_relation: adapter",
         "base_model: [gpt2, me/other]",
         "pipeline_tag: text-generation",
-        "model-index: [{name: a, results: [{task: {type: t}, dataset: {type: d, name: D}, metrics: [{type: m, value: 1}]}]}]",
+        GOOD_RESULTS,
     ],
 )  # fmt: skip
 def test_a_good_card_passes(text: str):
