@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.command, address.path, parse_qs(address.query, keep_blank_values=True), self.headers, body, account,
             kind=parts.pop("kinds", None) or "model", repo_id=parts.pop("repo_id", ""), parts=parts,
         )  # fmt: skip
-        self.hub.faults.log.append(Logged(where, self.command, self.path, account.user if account else None))
+        self.hub.faults.log.append(Logged(where, self.command, address.path, address.query, request.user))
         try:
             self._answer(where, endpoint, request)
         except _Dropped:
@@ -175,6 +175,8 @@ def _route(method: str, path: str) -> tuple[str, _Endpoint, dict[str, str]]:
         found = pattern.fullmatch(path) if its_method == method else None
         if found:
             return where, endpoint, {key: unquote(value) for key, value in found.groupdict().items() if value}
+    if re.match(r"/api/(model|dataset|space)s/|/.+/resolve/", path):  # an id without a namespace, as gpt2
+        raise HubError(404, "Repository not found", "RepoNotFound")
     raise HubError(404, f"Sorry, we can't find the page you are looking for: {method} {path}")
 
 

@@ -80,6 +80,7 @@ class _Changes:
     files: dict[str, bytes] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     large_bytes: int = 0
+    """Of large files that the branch does not hold yet."""
 
 
 def commit(hub: Hub, request: Request) -> Answer:
@@ -131,6 +132,7 @@ def _read(hub: Hub, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes
         HubError: If a large file is not there, a deleted one neither, or a file holds a token of this Hub.
     """
     changes = _Changes()
+    held = {entry.pointer for entry in entries.values()}
     for line in lines:
         value = line["value"]
         match line["key"]:
@@ -144,7 +146,7 @@ def _read(hub: Hub, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes
             case "lfsFile":
                 pointer = _stored_pointer(hub, value["path"], value["oid"])
                 changes.files[value["path"]] = pointer.content()
-                changes.large_bytes += pointer.size
+                changes.large_bytes += pointer.size if pointer not in held else 0
             case "deletedFile" if value["path"] in entries and not entries[value["path"]].is_folder:
                 changes.removed.append(value["path"])
             case "deletedFolder" if (under := value["path"].rstrip("/")) in entries:

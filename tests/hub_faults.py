@@ -64,7 +64,8 @@ class Logged:
     where: str
     method: str
     path: str
-    user: str | None
+    query: str
+    user: str
 
 
 @dataclass(slots=True)

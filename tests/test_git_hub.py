@@ -272,6 +272,29 @@ def test_a_private_repository_is_hidden_from_strangers_and_the_nameless(git_hub:
     assert not client(git_hub, False).model_info("me/secret").private
 
 
+def test_what_is_not_there_is_said_with_the_hubs_own_codes(git_hub: Hub):
+    git_hub.create("me/adapter")
+    api = client(git_hub)
+    for name in ("me/none", "gpt2"):
+        with pytest.raises(RepositoryNotFoundError):
+            api.model_info(name)
+    with pytest.raises(RevisionNotFoundError):
+        api.model_info("me/adapter", revision="v9")
+    with pytest.raises(RevisionNotFoundError):
+        push(api, "me/adapter", {"note.txt": b"x"}, revision="v9")
+    assert not api.file_exists("me/adapter", "none.txt")
+    assert api.file_exists("me/adapter", ".gitattributes")
+
+
+def test_a_large_file_that_was_never_sent_or_is_not_what_it_says_is_refused(git_hub: Hub, way: str):
+    git_hub.create("me/adapter")
+    lying = CommitOperationAdd("w.bin", b"weights")
+    lying.upload_info.sha256 = b"\0" * 32
+    with pytest.raises((HfHubHTTPError, RuntimeError)) as refused:
+        client(git_hub).create_commit("me/adapter", [lying], commit_message="Push")
+    assert "does not exist" in str(refused.value) if way == "xet" else "BadDigest" in str(refused.value.__cause__)
+
+
 def test_a_gated_repository_shows_its_card_and_keeps_its_files(git_hub: Hub, tmp_path: Path):
     git_hub.create("me/gated", {"note.txt": b"x"}, gated="manual")
 
