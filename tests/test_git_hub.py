@@ -293,6 +293,7 @@ def test_a_large_file_that_was_never_sent_or_is_not_what_it_says_is_refused(git_
     with pytest.raises((HfHubHTTPError, RuntimeError)) as refused:
         client(git_hub).create_commit("me/adapter", [lying], commit_message="Push")
     assert "does not exist" in str(refused.value) if way == "xet" else "BadDigest" in str(refused.value.__cause__)
+    assert not git_hub.large.has("00" * 32)
 
 
 def test_a_gated_repository_shows_its_card_and_keeps_its_files(git_hub: Hub, tmp_path: Path):
@@ -389,6 +390,7 @@ def test_private_storage_that_is_full_refuses_uploads_and_commits(git_hub: Hub, 
     with pytest.raises((HfHubHTTPError, RuntimeError), match="storage limit reached"):
         push(client(git_hub), "me/secret", {"more.bin": b"y" * 200})
     assert git_hub.head("me/secret") == before
+    assert git_hub.faults.count("commit") == (1 if way == "xet" else 0)  # a Xet token is for any size
     git_hub.create("me/open")
     push(client(git_hub), "me/open", {"more.bin": b"y" * 200})
 
