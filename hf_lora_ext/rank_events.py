@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from .errors import BudgetError, ConfigError, nearest
 
-__all__ = ["FEWEST_PASSES", "Mode", "RankEvent", "check_mode", "check_target", "check_windows", "plan_events"]
+__all__ = ["FEWEST_PASSES", "Mode", "RankEvent", "check_mode", "check_target", "plan_events", "plan_moves"]
 
 Mode = Literal["anneal", "fixed"]
 FEWEST_PASSES: Final = 4
@@ -31,6 +30,11 @@ class RankEvent:
     def turn(self) -> int:
         """First step of the second half of the watched ones, which judges what the first has found."""
         return self.probe_from + (self.step - self.probe_from + 1) // 2
+
+    @property
+    def judged(self) -> int:
+        """Steps of that half."""
+        return self.step - self.turn + 1
 
 
 def plan_events(
@@ -108,24 +112,34 @@ def check_mode(mode: str, start_factor: float | None, criterion: str) -> None:
         raise ConfigError(f"start_factor={start_factor!r} must be above 1, or there is no rank to drop")
 
 
-def check_windows(plan: Iterable[RankEvent], accumulation: int) -> None:
-    """Raise unless each event has enough watched steps to find new directions, and then to judge them.
+def plan_moves(
+    total_steps: int, budget: int, *, events: int, first: float, last: float, probe_steps: int, accumulation: int
+) -> tuple[RankEvent, ...]:
+    """Return the events of a run in mode `fixed`: as many, up to `events`, as leave each the steps to watch.
 
     Args:
-        plan: The events.
+        total_steps: Optimizer steps of the run.
+        budget: Parameters that the adapter may have.
+        events: How many changes, at most.
+        first: Share of the run before which nothing changes.
+        last: Share of the run after which nothing changes.
+        probe_steps: Steps watched before each event, at most.
         accumulation: Passes of a step.
 
     Raises:
-        ConfigError: With what was found, what is needed, and how to fix it.
+        ConfigError: If not even one event has enough steps to find new directions, and then to judge them.
     """
-    for event in plan:
-        passes = (event.step - event.turn + 1) * accumulation
-        if event.turn == event.probe_from or passes < FEWEST_PASSES:
-            raise ConfigError(
-                f"the event after step {event.step} has {event.step - event.probe_from + 1} watched steps, the second "
-                f"half of them with {passes} passes, where mode='fixed' needs {FEWEST_PASSES}; raise probe_steps, "
-                "choose fewer events, or train for more steps"
-            )
+    shares = {"first": first, "last": last, "probe_steps": probe_steps}
+    for count in range(events, 0, -1):
+        plan = plan_events(total_steps, budget, budget, events=count, **shares)  # type: ignore[arg-type]
+        if all(event.turn > event.probe_from and event.judged * accumulation >= FEWEST_PASSES for event in plan):
+            return plan
+    (event,) = plan
+    raise ConfigError(
+        f"one event alone has {event.step - event.probe_from + 1} watched steps, the second half of them with "
+        f"{event.judged * accumulation} passes, where mode='fixed' needs {FEWEST_PASSES}; raise probe_steps, or train "
+        "for more steps"
+    )
 
 
 def check_target(start: int, target: int, dearest: int, mode: str = "anneal") -> None:

@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.growth import candidate_rows, expected_gains, new_rows
 from hf_lora_ext.lora_layers import lora_layers
+from hf_lora_ext.rank_events import plan_moves
 from hf_lora_ext.sketches import Sketch, Sketches, Tap
 
 
@@ -144,3 +148,21 @@ def test_labels_that_the_loss_is_a_mean_over_are_counted():
     outer.train()(labels=torch.tensor([1, 0]))
     assert float(sketches.labels) == 7
     assert sketches.tokens_per_label(14) == 2
+
+
+@given(st.integers(20, 3000), st.integers(1, 12), st.integers(1, 12), st.integers(1, 4))
+def test_every_event_of_a_plan_has_steps_to_search_and_passes_to_judge(
+    steps: int, events: int, probe_steps: int, accumulation: int
+):
+    shares = {"first": 0.1, "last": 0.6, "probe_steps": probe_steps}
+    try:
+        plan = plan_moves(steps, 100, events=events, accumulation=accumulation, **shares)
+    except ConfigError as refused:
+        assert "raise probe_steps" in str(refused)  # noqa: PT017
+        assert probe_steps < 8
+        return
+    assert 1 <= len(plan) <= events
+    assert {event.budget for event in plan} == {100}
+    for event in plan:
+        assert event.probe_from < event.turn <= event.step
+        assert (event.step - event.turn + 1) * accumulation >= 4

@@ -25,7 +25,7 @@ from ..plots import plot_ranks
 from ..probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..rank_change import change_ranks_, mask_ranks_
 from ..rank_criteria import CRITERIA, Criterion, find_bases
-from ..rank_events import Mode, RankEvent, check_mode, check_target, check_windows, plan_events
+from ..rank_events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves
 from ..rank_moves import apply_moves_, decide_moves, groups_of, rows_to_judge
 from ..rank_storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
 from ..sketches import Sketches, Tap
@@ -150,9 +150,7 @@ class AdaptiveRankCallback(TrainerCallback):
         settings, known = self._settings(state.max_steps), self.state_.groups
         self.state_ = self._continued(settings) if state.global_step else RankState(settings, groups=known)
         self.state_.groups |= groups_of(self.optimizer_, self.layers_.carrying)
-        self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, self.state_.settings["start"])
-        if self.mode == "fixed":
-            check_windows(self.plan_, args.gradient_accumulation_steps)
+        self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, args)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -350,8 +348,12 @@ class AdaptiveRankCallback(TrainerCallback):
         now = {"budget": self.budget_, "start": self.layers_.parameters, "start_ranks": self.layers_.ranks}
         return now | {name: getattr(self, name) for name in names} | {"max_steps": max_steps}
 
-    def _plan(self, max_steps: int, start: int) -> tuple[RankEvent, ...]:
-        if self.mode == "anneal" and start <= self.budget_:  # a second train(): the ranks are where they should be
+    def _plan(self, max_steps: int, args: TrainingArguments) -> tuple[RankEvent, ...]:
+        start = self.state_.settings["start"]
+        if self.mode == "fixed":
+            return plan_moves(max_steps, self.budget_, events=self.events, first=self.first, last=self.last,
+                              probe_steps=self.probe_steps, accumulation=args.gradient_accumulation_steps)  # fmt: skip
+        if start <= self.budget_:  # a second train(): the ranks are where they should be
             return ()
         return plan_events(max_steps, start, self.budget_, events=self.events, first=self.first, last=self.last,
                            probe_steps=self.probe_steps)  # fmt: skip

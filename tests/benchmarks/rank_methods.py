@@ -126,6 +126,11 @@ def ours(job: Job, kind: Callable[..., AdaptiveRankCallback] = AdaptiveRankCallb
     return train(job, lora_model(job, dict.fromkeys(job.costs, job.whole_rank)), [callback])
 
 
+def fixed(job: Job) -> Trained:
+    callback = AdaptiveRankCallback(budget_parameters=job.cell.budget, mode="fixed")
+    return train(job, lora_model(job, uniform_ranks(job.costs, job.cell.budget, job.cell.seed)), [callback])
+
+
 def anneal(job: Job) -> Trained:
     return ours(job, partial(AnnealsTo, uniform_ranks(job.costs, job.cell.budget, job.cell.seed)))
 
@@ -255,7 +260,7 @@ METHODS: dict[str, Method] = {
     "ours-events4": ours_with("ours, 4 events", events=4),
     "ours-freeze80": ours_with("ours, ranks fixed at 80 % of the run", last=0.8),
     "ours-reset": ours_with("ours, the optimizer forgets what changed", kind=ForgetsMoments),
-    "fixed": Method(run=partial(ours, mode="fixed"), says="AdaptiveRankCallback, mode='fixed'",
+    "fixed": Method(run=fixed, says="AdaptiveRankCallback, mode='fixed'",
                     modules=RANKS + EVENTS + MOVES),
     "replay": Method(run=replay, says="the final ranks of ours, from scratch", needs="ours"),
     "shuffled": Method(run=shuffled, says="the ranks of ours dealt out anew among equal layers, annealed alike",
