@@ -11,8 +11,8 @@ from adaptive_runs import TARGETS, adapted, build, load, logits, parameters
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
-from test_adaptive_rank import gpt2
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from test_adaptive_rank import gpt2, in_bfloat16
+from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
 from hf_lora_ext import AdaptiveRankCallback, BudgetError, ConfigError
 from hf_lora_ext.callbacks import adaptive_rank
@@ -281,6 +281,21 @@ def test_accumulation_changes_no_score(tiny_model: Path, tmp_path: Path, monkeyp
 
 def without_gains(passes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.zeros(passes.shape[-1]).double(), torch.zeros(passes.shape[-1]).double()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_layers_of_a_packed_base_leave_and_come_back(
+    bits: int, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Forced(monkeypatch)
+    packed = BitsAndBytesConfig(load_in_4bit=True) if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
+    base = load(tiny_model, quantization_config=packed)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=TARGETS))
+    in_bfloat16(model)
+    ours = fixed(**ROOM)
+    build(model, tmp_path, ours, **STEPS).train()
+    assert all(rank > 0 for rank in ours.layers_.ranks.values())
+    assert {p.dtype for name, p in model.named_parameters() if "lora_" in name} == {torch.bfloat16}
 
 
 def test_embeddings_only_shrink(tiny_model: Path, tmp_path: Path) -> None:
