@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from .errors import BudgetError
 
-__all__ = ["allocate_ranks", "parameters_of"]
+__all__ = ["Gain", "allocate_moves", "allocate_ranks", "parameters_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a direction that is not there yet is expected to win."""
+
+    worth: float
+    """Nats a token by which the loss would fall."""
+    error: float
+    """Standard error of that."""
+
+    @property
+    def sure(self) -> float:
+        """What it wins even if it was overestimated by one standard error."""
+        return self.worth - self.error
 
 
 def allocate_ranks(
@@ -53,6 +69,68 @@ def allocate_ranks(
             ranks[name] += 1
             left -= costs[name]
     return ranks
+
+
+def allocate_moves(
+    scores: Mapping[str, Sequence[float]],
+    gains: Mapping[str, Sequence[Gain]],
+    costs: Mapping[str, int],
+    budget: int,
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Return how many directions each module keeps, and which new ones it grows, within the budget.
+
+    New directions compete with those that are there, by score per parameter; a new one counts with what it wins for
+    sure, one standard error below what is expected. Where such an exchange would lose more than it wins, because
+    directions of unlike cost leave a gap, nothing that is there leaves, and only what fits beside it grows.
+
+    >>> allocate_moves({"q": [9.0, 1.0], "v": []}, {"v": [Gain(4.0, 1.0)]}, {"q": 10, "v": 10}, 20)
+    ({'q': 1, 'v': 0}, {'v': (0,)})
+
+    Args:
+        scores: What the loss would rise by without each direction, descending, by module; empty at rank 0.
+        gains: What each candidate is expected to win, by module, in any order.
+        costs: Parameters of one direction, by module.
+        budget: Parameters that all directions may have together; those that are there must fit.
+
+    Returns:
+        Kept directions by module, and the indices of the candidates that grow, by module, the surest first.
+
+    Raises:
+        BudgetError: If what is there is over the budget.
+        ValueError: If scores ascend or the names differ.
+    """
+    _check(scores, costs)
+    now = {name: len(values) for name, values in scores.items()}
+    free = budget - parameters_of(now, costs)
+    if free < 0:
+        raise BudgetError(f"{budget - free:,} parameters are there already, over the budget of {budget:,}")
+    order = {name: _surest(found) for name, found in gains.items()}
+    sure = {name: [gains[name][index].sure for index in indices] for name, indices in order.items()}
+    beside = now, allocate_ranks(sure, {name: costs[name] for name in sure}, free)
+    exchanged = _pooled(scores, sure, costs, budget)
+    kept, grown = max(
+        beside, exchanged, key=lambda choice: _kept_worth(scores, choice[0]) + _kept_worth(sure, choice[1])
+    )
+    return kept, {name: order[name][:rank] for name, rank in grown.items() if rank}
+
+
+def _surest(gains: Sequence[Gain]) -> tuple[int, ...]:
+    """Return the indices of the gains that are above 0 for sure, the largest first."""
+    return tuple(sorted((i for i, gain in enumerate(gains) if gain.sure > 0), key=lambda i: (-gains[i].sure, i)))
+
+
+def _pooled(
+    scores: Mapping[str, Sequence[float]], sure: Mapping[str, Sequence[float]], costs: Mapping[str, int], budget: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many of the directions that are there, and of the new ones, are the best of all by density."""
+    there, new = ({name: f"{kind} {name}" for name in of} for kind, of in enumerate((scores, sure)))
+    both = {there[name]: scores[name] for name in there} | {new[name]: sure[name] for name in new}
+    ranks = allocate_ranks(both, {key: costs[key[2:]] for key in both}, budget)
+    return {name: ranks[key] for name, key in there.items()}, {name: ranks[key] for name, key in new.items()}
+
+
+def _kept_worth(scores: Mapping[str, Sequence[float]], ranks: Mapping[str, int]) -> float:
+    return sum(sum(values[: ranks[name]]) for name, values in scores.items())
 
 
 def parameters_of(ranks: Mapping[str, int], costs: Mapping[str, int]) -> int:

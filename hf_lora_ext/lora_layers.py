@@ -66,6 +66,18 @@ class LoraFactors:
         return parameter
 
     @property
+    def magnitude(self) -> nn.Parameter | None:
+        """DoRA's length of each output's weights `(out_features,)`; None without DoRA."""
+        found = self.layer.lora_magnitude_vector
+        return found[self.adapter].weight if self.adapter in found else None
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that trains here, by its part: `a`, `b` and, under DoRA, `magnitude`."""
+        magnitude = {} if self.magnitude is None else {"magnitude": self.magnitude}
+        return {"a": self.a, "b": self.b} | magnitude
+
+    @property
     def rank(self) -> int:
         """Directions in use."""
         rank: int = self.layer.r[self.adapter]
@@ -129,6 +141,16 @@ class LoraFactors:
         scale = self.scale
         self.layer.r[self.adapter] = rank
         self.layer.lora_alpha[self.adapter] = alpha_for(scale, rank, self.layer.use_rslora[self.adapter])
+
+    def begin_(self, a: Tensor) -> None:
+        """Start the layer anew with rows of A and a B of 0, so that it answers as the base does."""
+        old = self.magnitude
+        _, b = self.replace_(a.to(self.a), self.b.new_zeros(len(self.b), len(a)))
+        if old is not None:
+            holder = self.layer.lora_magnitude_vector[self.adapter]
+            holder.update_layer(base_layer=self.layer.get_base_layer(), lora_A=self.a.detach(), lora_B=b.detach(),
+                                scaling=self.scale)  # fmt: skip
+            holder.weight = nn.Parameter(holder.weight.detach().to(old), requires_grad=old.requires_grad)
 
     def remove_(self) -> dict[str, Any]:
         """Take the adapter out of the layer, which then answers as the base does; return what `put_back_` needs."""

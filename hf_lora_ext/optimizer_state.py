@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -12,8 +12,18 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 
-__all__ = ["AlongAxis", "carried", "carry_in_place_", "check_optimizer", "forget_parameters_",
-           "put_precision_back_", "swap_parameter_"]  # fmt: skip
+__all__ = [
+    "AlongAxis",
+    "carried",
+    "carry_in_place_",
+    "check_optimizer",
+    "forget_parameters_",
+    "group_of",
+    "join_group_",
+    "load_precision_",
+    "mean_squares",
+    "swap_parameter_",
+]
 
 FIRST: Final = ("exp_avg", "momentum_buffer", "grad_avg", "state1")
 """Means of gradients, which change as a gradient does."""
@@ -34,7 +44,11 @@ class AlongAxis:
     axis: int
     """0 for A `(rank, in_features)`, 1 for B `(out_features, rank)`."""
     matrix: Tensor
-    """`(new rank, rank)`."""
+    """`(new rank, rank)`; rows of 0 for directions that start anew."""
+    new: tuple[int, ...] = ()
+    """Indices of the directions that start anew."""
+    squares: Mapping[str, float] = field(default_factory=dict)
+    """What their second moments start at, by kind: at 0 the first steps would be many times too long."""
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Return the tensor with its directions mapped."""
@@ -43,6 +57,13 @@ class AlongAxis:
     def squared(self, tensor: Tensor) -> Tensor:
         """Return squares with their directions mapped, as if the entries' signs were independent."""
         return _along(self.axis, self.matrix.square(), tensor)
+
+    def begun(self, kind: str, squares: Tensor) -> Tensor:
+        """Return the squares of one kind with those of new directions put in; they lie along the axis, or alone."""
+        if self.new:
+            axis = self.axis if squares.dim() > 1 else 0
+            squares = squares.index_fill(axis, torch.tensor(self.new, device=squares.device), self.squares[kind])
+        return squares
 
 
 def _along(axis: int, matrix: Tensor, tensor: Tensor) -> Tensor:
@@ -101,7 +122,7 @@ def forget_parameters_(optimizer: torch.optim.Optimizer, parameters: Iterable[nn
         del optimizer.state[parameter]
 
 
-def put_precision_back_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+def load_precision_(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Give a loaded optimizer the precision that its state was saved in.
 
     torch casts what it loads to the parameter's precision, and Adafactor keeps float32 means of 16-bit parameters.
@@ -119,6 +140,69 @@ def put_precision_back_(optimizer: torch.optim.Optimizer, saved: Mapping[str, An
                 state[key] = value.to(parameter.device)
 
 
+def group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> int | None:
+    """Return the index of the group that holds a parameter; None if none does."""
+    groups = enumerate(optimizer.param_groups)
+    return next((index for index, group in groups if any(held is parameter for held in group["params"])), None)
+
+
+def join_group_(
+    optimizer: torch.optim.Optimizer,
+    index: int,
+    parameter: nn.Parameter,
+    order: Sequence[nn.Parameter],
+    squares: Mapping[str, float],
+) -> None:
+    """Put a parameter into a group, with a state as if it had been there and had never had a gradient of its own.
+
+    It goes where the order puts it, since a saved state knows parameters by their place alone.
+
+    Args:
+        optimizer: The optimizer.
+        index: Of the group.
+        parameter: The parameter.
+        order: All of the model's parameters, in its order, this one among them.
+        squares: What its second moments start at, by kind, from `mean_squares`.
+    """
+    place = {id(known): at for at, known in enumerate(order)}
+    held = optimizer.param_groups[index]["params"]
+    later = (at for at, other in enumerate(held) if place.get(id(other), -1) > place[id(parameter)])
+    held.insert(next(later, len(held)), parameter)
+    alike = (state for known, state in optimizer.state.items() if state and known.dim() == parameter.dim())
+    example: dict[str, Any] = next(alike, {})
+    if example:
+        optimizer.state[parameter] = {key: _begun(key, value, parameter, squares) for key, value in example.items()}
+
+
+def _begun(key: str, value: Any, parameter: nn.Parameter, squares: Mapping[str, float]) -> Any:
+    """Return what one entry of another parameter's state is for a new one."""
+    if value is None or key in KEPT:
+        return value.clone() if isinstance(value, Tensor) else value
+    rows, columns = parameter.shape[:-1], (*parameter.shape[:-2], parameter.shape[-1])
+    shape = {FACTORED[0]: rows, FACTORED[1]: columns}.get(key, parameter.shape)
+    return torch.full(shape, squares.get(key, 0.0), dtype=value.dtype, device=parameter.device)
+
+
+def mean_squares(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[nn.Parameter, int, int]]
+) -> dict[str, float]:
+    """Return the mean of each kind of second moment over the entries of some parameters.
+
+    Args:
+        optimizer: The optimizer.
+        parameters: Each with its axis of directions, and how many of those are in use.
+    """
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for parameter, axis, rank in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None and key in SECOND + FACTORED:
+                used = value.narrow(axis, 0, rank) if value.dim() > axis and value.shape == parameter.shape else value
+                sums[key] = sums.get(key, 0.0) + float(used.double().sum())
+                counts[key] = counts.get(key, 0) + used.numel()
+    return {key: total / counts[key] if counts[key] else 0.0 for key, total in sums.items()}
+
+
 def carried(state: Mapping[str, Any], change: AlongAxis) -> dict[str, Any]:
     """Return one parameter's state after a change of its directions.
 
@@ -132,7 +216,7 @@ def carried(state: Mapping[str, Any], change: AlongAxis) -> dict[str, Any]:
         elif key in FIRST:
             new[key] = change(value).to(value.dtype)
         elif key in SECOND:
-            new[key] = _floored(change.squared(value), state, change).to(value.dtype)
+            new[key] = change.begun(key, _floored(change.squared(value), state, change)).to(value.dtype)
         elif key not in FACTORED:
             raise ConfigError(f"the optimizer's state {key!r} is not known to change with a parameter's shape")
     if all(key in state for key in FACTORED):
@@ -149,6 +233,6 @@ def _factored(state: Mapping[str, Any], change: AlongAxis) -> dict[str, Tensor]:
     """Return Adafactor's two means of v ≈ row · col / mean(row): one is mapped, the other follows its mean."""
     names = FACTORED if change.axis == 0 else FACTORED[::-1]
     own, other = (state[name].double() for name in names)
-    new = change.matrix.square() @ own
+    new = change.begun(names[0], change.matrix.square() @ own)
     new_other = other * new.mean() / own.mean()
     return {name: value.to(state[name].dtype) for name, value in zip(names, (new, new_other), strict=True)}

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from .errors import ResumeError
 from .lora_layers import LoraFactors, saved_ranks, without_masked, write_ranks_
 from .probes import Moments
+from .sketches import Sketch, Sketches
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +40,10 @@ class RankState:
     """One entry an event."""
     moments: dict[str, Moments] = field(default_factory=dict)
     """What an unfinished probe has seen."""
+    sketches: Sketches | None = None
+    """What it has seen of where layers could grow."""
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The optimizer's group of each part of each layer, for layers that the adapter takes up again."""
 
 
 def write_state(folder: Path, state: RankState) -> None:
@@ -48,7 +53,14 @@ def write_state(folder: Path, state: RankState) -> None:
         for name, moments in state.moments.items()
         for kind in Moments.__slots__
     }
-    plain = {"settings": state.settings, "history": state.history}
+    if state.sketches is not None:
+        tensors |= {
+            f"sketch/{kind}/{name}": getattr(sketch, kind).cpu().contiguous()
+            for name, sketch in state.sketches.layers.items()
+            for kind in Sketch.KINDS
+        }
+        tensors["labels"] = state.sketches.labels.cpu()
+    plain = {"settings": state.settings, "history": state.history, "groups": state.groups}
     draft = folder / f".{STATE_FILE}"
     save_file(tensors or {"none": torch.zeros(1)}, draft, metadata={"state": json.dumps(plain)})
     draft.replace(folder / STATE_FILE)
@@ -59,7 +71,7 @@ def read_state(folder: Path, device: Callable[[str], torch.device]) -> RankState
 
     Args:
         folder: The checkpoint.
-        device: Device of a layer's moments, by the layer's name.
+        device: Device of a layer's sums, by the layer's name.
 
     Raises:
         ResumeError: If there is none or it cannot be read.
@@ -81,7 +93,18 @@ def read_state(folder: Path, device: Callable[[str], torch.device]) -> RankState
         name: Moments(**{kind: tensors[f"{kind}/{name}"].to(device(name)) for kind in Moments.__slots__})
         for name in names
     }
-    return RankState(plain["settings"], plain["history"], moments)
+    return RankState(plain["settings"], plain["history"], moments, _sketches(tensors, device), plain.get("groups", {}))
+
+
+def _sketches(tensors: Mapping[str, torch.Tensor], device: Callable[[str], torch.device]) -> Sketches | None:
+    if "labels" not in tensors:
+        return None
+    names = [key.removeprefix("sketch/tokens/") for key in tensors if key.startswith("sketch/tokens/")]
+    layers = {
+        name: Sketch(**{kind: tensors[f"sketch/{kind}/{name}"].to(device(name)) for kind in Sketch.KINDS})
+        for name in names
+    }
+    return Sketches(layers, tensors["labels"].to(device(names[0])) if names else tensors["labels"])
 
 
 class AdapterLayers:
@@ -91,6 +114,11 @@ class AdapterLayers:
         self.model, self.adapter = model, adapter
         self._all = dict(layers)
         self._left: dict[str, dict[str, Any]] = {}
+
+    @property
+    def every(self) -> dict[str, LoraFactors]:
+        """All layers, by name; those that the adapter has left have no factors now."""
+        return dict(self._all)
 
     @property
     def carrying(self) -> dict[str, LoraFactors]:
@@ -121,12 +149,16 @@ class AdapterLayers:
         """Note the layers that the adapter has left, with what they would need to take it up again."""
         self._left |= removed
 
+    def take_up_(self, name: str) -> LoraFactors:
+        """Bring the adapter back into a layer that it has left, with the factors that it left with."""
+        factors = self._all[name]
+        factors.put_back_(self._left.pop(name))
+        return factors
+
     def take_ranks_(self, ranks: Mapping[str, int]) -> None:
         """Give every layer its rank, with factors that wait to be loaded; no optimizer may hold them yet, or again."""
         for name, rank in ranks.items():
-            factors = self._all[name]
-            if rank and name in self._left:
-                factors.put_back_(self._left.pop(name))
+            factors = self.take_up_(name) if rank and name in self._left else self._all[name]
             if rank and factors.width != rank:
                 a, b = factors.a, factors.b
                 factors.replace_(a.new_zeros(rank, a.shape[1]), b.new_zeros(len(b), rank))
@@ -139,7 +171,7 @@ class AdapterLayers:
         ranks = self.ranks
         for name, factors in self._all.items():
             if name in self._left:
-                factors.put_back_(self._left.pop(name))
+                self.take_up_(name)
             a, b = factors.a.detach()[: ranks[name]], factors.b.detach()[:, : ranks[name]]
             wide = min(width, a.shape[1], len(b))
             factors.replace_(a.new_zeros(wide, a.shape[1]), b.new_zeros(len(b), wide))

@@ -31,7 +31,7 @@ def test_rank_moves_under_the_budget_and_the_adapter_is_ordinary(tiny_model: Pat
     model = adapted(tiny_model)
     uniform = parameters(model)
     trainer = build(model, tmp_path, callback())
-    assert parameters(model) == 4 * uniform
+    assert parameters(model) == 8 * uniform
     trainer.train()
     assert parameters(model) <= uniform
     history = json.loads((tmp_path / "rank_history.json").read_text())
@@ -131,7 +131,7 @@ def test_widening_changes_no_answer_and_keeps_the_scale(tiny_model: Path, tmp_pa
     build(model, tmp_path, ours)
     layers = ours.layers_
     assert {factors.scale for factors in layers.live.values()} == {4.0}
-    assert set(layers.ranks.values()) == {8}
+    assert set(layers.ranks.values()) == {16}
     assert torch.allclose(logits(model), before, atol=1e-6)
 
 

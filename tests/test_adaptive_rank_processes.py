@@ -100,6 +100,39 @@ def test_one_process_fed_what_two_have_seen_decides_the_same(two: Path, tiny_mod
         assert callback._best(seen, kept["budget"], 0)[1] == kept["ranks"]
 
 
+@pytest.fixture(scope="module")
+def fixed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of mode `fixed` in two processes."""
+    folder = tmp_path_factory.mktemp("fixed")
+    done = launch(2, model_folder=str(tiny_model), output=str(folder), mode="fixed", max_steps=30)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_fixed_mode_moves_rank_alike_in_place_and_within_the_budget(fixed: Path, tiny_model: Path):
+    first, second = (json.loads((fixed / f"process-{i}.json").read_text()) for i in (0, 1))
+    assert first == second
+    assert all(step["widths"] == first[0]["widths"] for step in first)
+    history = json.loads((fixed / "rank_history.json").read_text())
+    assert [event["grown"] > 0 for event in history["events"]] == [True, True]
+    assert all(event["parameters"] <= history["budget"] for event in history["events"])
+    weights = load_file(fixed / "adapter" / "adapter_model.safetensors")
+    sizes = {
+        key.split("base_model.model.")[1].split(".lora_A")[0]: len(weights[key]) for key in weights if "lora_A" in key
+    }
+    assert sizes == {name: rank for name, rank in history["ranks"].items() if rank}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [6, 9, 12])  # searching, judging, after an event
+def test_a_resumed_fixed_run_ends_in_the_same_bytes(fixed: Path, tiny_model: Path, tmp_path: Path, stop: int):
+    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), mode="fixed", max_steps=30,
+                  resume=str(fixed / f"checkpoint-{stop}"))  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    file = Path("adapter") / "adapter_model.safetensors"
+    assert (tmp_path / file).read_bytes() == (fixed / file).read_bytes()
+
+
 @pytest.mark.slow
 def test_adafactor_is_refused_where_directions_are_masked(tiny_model: Path, tmp_path: Path):
     done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), optim="adafactor")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.allocation import allocate_ranks, parameters_of
+from hf_lora_ext.allocation import Gain, allocate_moves, allocate_ranks, parameters_of
 from hf_lora_ext.errors import BudgetError
 
 WORTH = st.floats(0, 1e6, allow_nan=False)
@@ -90,3 +90,69 @@ def test_scores_that_ascend_or_lack_a_cost_are_mistakes_of_the_caller():
         allocate_ranks({"a": [1.0, 2.0]}, {"a": 1}, 5)
     with pytest.raises(ValueError, match="different modules"):
         allocate_ranks({"a": [1.0]}, {"b": 1}, 5)
+
+
+# --- exchanges under a fixed budget -----------------------------------------------------------------------------
+
+GAINS = st.lists(st.builds(Gain, st.floats(-10, 1e3), st.floats(0, 1e3)), max_size=4)
+MOVING = st.dictionaries(
+    st.text("ab", min_size=1, max_size=2),
+    st.tuples(st.lists(st.floats(0, 1e3), max_size=4).map(lambda v: sorted(v, reverse=True)), GAINS, st.integers(1, 9)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def parts(modules: dict) -> tuple[dict, dict, dict]:
+    scores, gains, costs = ({name: module[part] for name, module in modules.items()} for part in range(3))
+    return scores, gains, costs
+
+
+def predicted(scores: dict, gains: dict, kept_: dict, grown: dict) -> float:
+    return kept(scores, kept_) + sum(gains[name][index].sure for name, picked in grown.items() for index in picked)
+
+
+@given(MOVING, st.integers(0, 30))
+def test_moves_hold_the_budget_and_only_grow_what_is_sure_to_win(modules: dict, slack: int):
+    scores, gains, costs = parts(modules)
+    budget = parameters_of({name: len(values) for name, values in scores.items()}, costs) + slack
+    kept_, grown = allocate_moves(scores, gains, costs, budget)
+    total = {name: kept_[name] + len(grown.get(name, ())) for name in scores}
+    assert parameters_of(total, costs) <= budget
+    assert all(gains[name][index].sure > 0 for name, picked in grown.items() for index in picked)
+    assert all(len(set(picked)) == len(picked) for picked in grown.values())
+
+
+@given(MOVING, st.integers(0, 30))
+def test_moves_are_never_expected_to_lose(modules: dict, slack: int):
+    scores, gains, costs = parts(modules)
+    now = {name: len(values) for name, values in scores.items()}
+    kept_, grown = allocate_moves(scores, gains, costs, parameters_of(now, costs) + slack)
+    assert predicted(scores, gains, kept_, grown) >= kept(scores, now) * (1 - 1e-12)
+    if not grown:
+        assert kept_ == now
+
+
+@given(MOVING)
+def test_at_one_cost_moves_are_the_best_there_are(modules: dict):
+    scores, gains, _ = parts(modules)
+    costs, slots = dict.fromkeys(scores, 7), sum(map(len, scores.values()))
+    sure = [gain.sure for found in gains.values() for gain in found if gain.sure > 0]
+    best = sum(sorted([value for values in scores.values() for value in values] + sure, reverse=True)[:slots])
+    assert predicted(scores, gains, *allocate_moves(scores, gains, costs, 7 * slots)) == pytest.approx(best)
+
+
+def test_a_direction_leaves_only_for_one_that_beats_it_by_a_standard_error():
+    scores, costs = {"a": [2.0, 1.0], "b": []}, {"a": 5, "b": 5}
+    assert allocate_moves(scores, {"b": [Gain(1.5, 0.6)]}, costs, 10) == ({"a": 2, "b": 0}, {})
+    assert allocate_moves(scores, {"b": [Gain(-1, 0), Gain(1.5, 0.4)]}, costs, 10) == ({"a": 1, "b": 0}, {"b": (1,)})
+
+
+def test_a_large_direction_does_not_leave_for_a_small_one_that_wins_less():
+    scores, costs = {"large": [2.0], "small": []}, {"large": 100, "small": 10}
+    assert allocate_moves(scores, {"small": [Gain(1.0, 0.0)]}, costs, 100) == ({"large": 1, "small": 0}, {})
+
+
+def test_an_adapter_over_the_budget_is_a_mistake():
+    with pytest.raises(BudgetError, match="20 parameters are there already"):
+        allocate_moves({"a": [1.0, 1.0]}, {}, {"a": 10}, 19)

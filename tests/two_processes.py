@@ -39,7 +39,11 @@ def main(model_folder: str, output: str, **settings: Any) -> None:
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
     model = get_peft_model(base, config)
-    callback = Recording(target_rank=2, events=3, probe_steps=2)
+    mode = settings.pop("mode", "anneal")
+    if mode == "anneal":
+        callback = Recording(target_rank=2, events=3, probe_steps=2)
+    else:
+        callback = Recording(target_rank=2, events=2, mode=mode)
     callback.folder = folder
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"input_ids": [2 + (n * i) % 90 for i in range(24)]} for n in range(48)]

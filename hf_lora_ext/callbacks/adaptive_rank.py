@@ -1,4 +1,4 @@
-"""AdaptiveRankCallback: the adapter starts wide, and rank leaves the layers where it pays least.
+"""AdaptiveRankCallback: rank leaves the layers where it pays least, from a wide start or for others that need it.
 
 Method card: `adaptive_rank.md`, beside this file.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler
 
 from ..allocation import allocate_ranks
 from ..choices import WIDE_START
@@ -24,13 +21,15 @@ from ..errors import ConfigError, ResumeError, nearest
 from ..facts import write_text_atomically
 from ..lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
 from ..low_rank import Basis
-from ..optimizer_state import check_optimizer, put_precision_back_
 from ..plots import plot_ranks
 from ..probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..rank_change import change_ranks_, mask_ranks_
 from ..rank_criteria import CRITERIA, Criterion, find_bases
-from ..rank_events import RankEvent, check_target, plan_events
+from ..rank_events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves
+from ..rank_moves import apply_moves_, decide_moves, groups_of, rows_to_judge
 from ..rank_storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
+from ..sketches import Sketches, Tap
+from .trainer_fit import come_before_trackers_, put_precision_back_, refuse
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -39,17 +38,18 @@ __all__ = ["AdaptiveRankCallback"]
 
 HISTORY_FILE: Final = "rank_history.json"
 PLOT_FILE: Final = "rank_history.png"
-OPTIMIZER_FILE: Final = "optimizer.pt"
-"""The trainer's, in its checkpoints."""
+Decision = TypeVar("Decision")
 logger = logging.getLogger(__name__)
 
 
 class AdaptiveRankCallback(TrainerCallback):
-    """Start a LoRA adapter wide and shrink it, layer by layer, to a budget of parameters while it trains.
+    """Move the rank of a LoRA adapter, layer by layer, to where it pays most, to a budget of parameters.
 
     Works in SFTTrainer, the other TRL trainers and plain Trainer. Give it to the trainer's constructor, so that the
     adapter is widened before the optimizer is made. What is saved is an ordinary LoRA adapter with a rank for each
-    layer; layers of rank 0 are not in it.
+    layer; layers of rank 0 are not in it. In mode `anneal` the adapter starts wide and shrinks to the budget. In mode
+    `fixed` it never is over the budget: the directions that pay least leave, and new ones grow in layers, embeddings
+    apart, where more can be won.
 
     Example::
 
@@ -58,9 +58,11 @@ class AdaptiveRankCallback(TrainerCallback):
     Args:
         target_rank: Mean rank in the end: the budget is what a uniform adapter of this rank would have.
         budget_parameters: The budget itself, instead of a rank.
-        start_factor: How many times the budget the adapter starts with, at least; a wider adapter stays as it is.
+        mode: `anneal` or `fixed`.
+        start_factor: How many times the budget the adapter starts with in `anneal`, at least (8 if None); a wider
+            adapter stays as it is.
         criterion: What a direction is worth: `whitened`, `input`, `svd`, `sensitivity` or `random` (see
-            `rank_criteria`).
+            `rank_criteria`). In `fixed` it must be `whitened`, which alone compares with what a new one wins.
         events: How often ranks change.
         first: Share of the run before which no rank changes.
         last: Share of the run after which no rank changes.
@@ -72,7 +74,8 @@ class AdaptiveRankCallback(TrainerCallback):
         *,
         target_rank: int | None = None,
         budget_parameters: int | None = None,
-        start_factor: float = WIDE_START,
+        mode: Mode = "anneal",
+        start_factor: float | None = None,
         criterion: Criterion = "whitened",
         events: int = 8,
         first: float = 0.1,
@@ -86,10 +89,10 @@ class AdaptiveRankCallback(TrainerCallback):
                 raise ConfigError(f"{name}={value!r} must be a whole number from 1")
         if criterion not in CRITERIA:
             raise ConfigError(f"criterion {criterion!r} is not known; {nearest(str(criterion), CRITERIA)}")
-        if not start_factor > 1:
-            raise ConfigError(f"start_factor={start_factor!r} must be above 1, or there is no rank to drop")
+        check_mode(mode, start_factor, criterion)
         plan_events(10**6, 2, 1, events=events, first=first, last=last, probe_steps=probe_steps)  # its checks, early
-        self.target_rank, self.budget_parameters, self.start_factor = target_rank, budget_parameters, start_factor
+        self.target_rank, self.budget_parameters, self.mode = target_rank, budget_parameters, mode
+        self.start_factor = WIDE_START if start_factor is None else start_factor
         self.criterion, self.events, self.first, self.last = criterion, events, first, last
         self.probe_steps = probe_steps
 
@@ -102,13 +105,22 @@ class AdaptiveRankCallback(TrainerCallback):
         self.layers_ = AdapterLayers(model, adapter, lora_layers(model, adapter))
         uniform = sum(self.layers_.costs.values())
         self.budget_ = self.budget_parameters or uniform * (self.target_rank or 0)
+        self.costs_ = self.layers_.costs
         self.width_ = round(self.start_factor * self.budget_ / uniform)
         self.probe_: Probe | None = None
+        self.tap_: Tap | None = None
         self.state_, self.recalled_ = RankState({}), RankState({})
         self.news_: dict[str, Any] = {}
-        _come_before_trackers_(self)
-        self._widen(args.seed)
-        check_target(self.layers_.parameters, self.budget_, max(self.layers_.costs.values()))
+        come_before_trackers_(self)
+        if self.mode == "anneal":
+            self._widen(args.seed, self.width_)
+        elif self._parameters_at(self.budget_ // uniform) <= self.budget_:
+            self._widen(args.seed, self.budget_ // uniform)
+        check_target(self.layers_.parameters, self.budget_, max(self.costs_.values()), self.mode)
+        if self.mode == "fixed":
+            self.width_ = max(self.width_, *self.layers_.ranks.values())
+            if args.world_size > 1:
+                self.layers_.give_room_(self.width_)
         load_by_ranks_(self.layers_, lambda folder: self._recall(folder, args))
         save_with_state_(self.layers_, self._to_save)
 
@@ -134,21 +146,27 @@ class AdaptiveRankCallback(TrainerCallback):
                 "which AdaptiveRankCallback has not widened; make a trainer for each run"
             )
         self.optimizer_: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        _refuse(args, self.optimizer_)
-        settings = self._settings(state.max_steps)
-        self.state_ = self._continued(settings) if state.global_step else RankState(settings)
-        if state.global_step and (self.recalled_from_ / OPTIMIZER_FILE).is_file():
-            put_precision_back_(self.optimizer_, torch.load(self.recalled_from_ / OPTIMIZER_FILE, weights_only=True))
-        self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, self.state_.settings["start"])
+        refuse(args, self.optimizer_, self.mode)
+        settings, known = self._settings(state.max_steps), self.state_.groups
+        self.state_ = self._continued(settings) if state.global_step else RankState(settings, groups=known)
+        if state.global_step:
+            put_precision_back_(self.optimizer_, self.recalled_from_)
+        self.state_.groups |= groups_of(self.optimizer_, self.layers_.carrying)
+        self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, args)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Watch the passes of the steps before an event."""
         step = state.global_step + 1
-        if self.probe_ is None and any(event.probe_from <= step <= event.step for event in self.plan_):
+        event = next((event for event in self.plan_ if event.probe_from <= step <= event.step), None)
+        if event is None:
+            return
+        if self.probe_ is None:
             self.probe_ = Probe(self.layers_.live, self.state_.moments)
             self.witness_ = Witness(self.layers_.model)
+        if self.mode == "fixed":
+            self._sketch(event, step, args)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -162,9 +180,9 @@ class AdaptiveRankCallback(TrainerCallback):
         """Change the ranks where the plan says so; gradients are cleared, and no checkpoint is written yet."""
         for event in self.plan_:
             if event.step == state.global_step:
-                self._act(event.budget, state, args.world_size)
-        if control.should_save and self.probe_ is not None and args.world_size > 1:
-            pool_on_main_(self.probe_.moments)
+                self._act(event.budget, state, args)
+        if control.should_save:
+            self._pool(args)
 
     def on_log(
         self,
@@ -201,9 +219,34 @@ class AdaptiveRankCallback(TrainerCallback):
 
     def _stop_watching(self) -> None:
         if self.probe_ is not None:
-            self.probe_.stop()
             self.witness_.stop()
+        self._stop_probe()
+
+    def _stop_probe(self) -> None:
+        if self.probe_ is not None:
+            self.probe_.stop()
             self.probe_ = None
+        if self.tap_ is not None:
+            self.tap_.stop()
+            self.tap_ = None
+
+    def _sketch(self, event: RankEvent, step: int, args: TrainingArguments) -> None:
+        """Watch where layers could grow: half of the steps to find rows, the others to judge them."""
+        assert self.probe_ is not None
+        moments, layers = self.probe_.moments, self.layers_.every
+        sketches = self.state_.sketches = self.state_.sketches or Sketches.none(layers, args.seed + event.step)
+        if self.tap_ is None:
+            self.tap_ = Tap(self.layers_.model, layers, sketches)
+        if step >= event.turn and sketches.searching:
+            self._pool(args)
+            sketches.judge_rows_(_agreed(lambda: rows_to_judge(self.layers_.live, moments, sketches), args))
+
+    def _pool(self, args: TrainingArguments) -> None:
+        """Let the main process have what all have seen."""
+        if self.probe_ is not None and args.world_size > 1:
+            pool_on_main_(self.probe_.moments)
+            if self.state_.sketches is not None:
+                self.state_.sketches.pool_on_main_()
 
     def _leave_history(self, folder: Path) -> None:
         """Write the ranks and how they came about, as JSON and as a picture."""
@@ -215,28 +258,54 @@ class AdaptiveRankCallback(TrainerCallback):
         title = f"rank of each layer; budget {self.budget_:,} parameters"
         plot_ranks(start + [(event["step"], event["ranks"]) for event in history], folder / PLOT_FILE, title)
 
-    def _widen(self, seed: int) -> None:
+    def _parameters_at(self, width: int) -> int:
+        """Return the parameters that the adapter would have, were it widened."""
+        return sum(f.cost * max(f.rank, min(width, f.a.shape[1], len(f.b))) for f in self.layers_.live.values())
+
+    def _widen(self, seed: int, width: int) -> None:
         """Bring every layer to the start width, without changing what the model answers."""
         generator = torch.Generator().manual_seed(seed)
         for factors in self.layers_.live.values():
-            wanted = min(self.width_, factors.a.shape[1], len(factors.b))
+            wanted = min(width, factors.a.shape[1], len(factors.b))
             if factors.rank < wanted:
                 factors.replace_(*widened(factors, wanted, generator))
         write_ranks_(self.layers_.model, self.layers_.adapter, self.layers_.ranks)
 
-    def _act(self, budget: int, state: TrainerState, processes: int) -> None:
+    def _act(self, budget: int, state: TrainerState, args: TrainingArguments) -> None:
         """Decide the ranks under the budget, change them, and note it."""
         began = time.perf_counter()
         before = self.witness_.loss()
-        bases, ranks = self._decide(budget, state.global_step, processes)
+        if self.mode == "fixed":
+            moved = self._exchange(budget, args)
+        else:
+            moved = self._shrink(budget, state.global_step, args.world_size)
+        seconds = time.perf_counter() - began
+        self._note(state, seconds, before, self.witness_.loss(), **moved)
+        self.witness_.stop()
+
+    def _shrink(self, budget: int, step: int, processes: int) -> dict[str, int]:
+        bases, ranks = self._decide(budget, step, processes)
         change = self.layers_.model, self.layers_.live, bases, ranks, self.optimizer_
         if processes > 1:
             mask_ranks_(*change)
         else:
             self.layers_.leave_(change_ranks_(*change))
-        seconds = time.perf_counter() - began
-        self._note(state, seconds, before, self.witness_.loss())
-        self.witness_.stop()
+        return {}
+
+    def _exchange(self, budget: int, args: TrainingArguments) -> dict[str, int]:
+        """Let directions leave and others grow, and return how many did."""
+        assert self.probe_ is not None
+        assert self.state_.sketches is not None
+        moments, sketches, masked = self.probe_.moments, self.state_.sketches, args.world_size > 1
+        settings = self.costs_, moments, sketches, budget, args.gradient_accumulation_steps
+        self._pool(args)
+        moves = _agreed(lambda: decide_moves(self.layers_.live, *settings, self.width_ if masked else budget), args)
+        self._stop_probe()
+        self.state_.moments, self.state_.sketches = {}, None
+        before = self.layers_.ranks
+        apply_moves_(self.layers_, moves, self.optimizer_, self.state_.groups, in_place=masked)
+        left = sum(before[name] - kept for name, kept in moves.kept.items())
+        return {"left": left, "grown": sum(map(len, moves.rows.values()))}
 
     def _decide(self, budget: int, step: int, processes: int) -> tuple[dict[str, Basis], dict[str, int]]:
         """Return the directions in order, and how many each layer keeps; the same on every process."""
@@ -259,27 +328,33 @@ class AdaptiveRankCallback(TrainerCallback):
         seconds: float | None = None,
         loss_before: float | None = None,
         loss_after: float | None = None,
+        **moved: int,
     ) -> None:
         """Keep an event for the history, and its numbers for the trainer's next log."""
         ranks, parameters = self.layers_.ranks, self.layers_.parameters
         seen = {"probe_loss_before": loss_before, "probe_loss_after": loss_after}
-        self.state_.history.append({"step": state.global_step, "parameters": parameters, "ranks": ranks} | seen)
+        event = {"step": state.global_step, "parameters": parameters, "ranks": ranks}
+        self.state_.history.append(event | seen | moved)
         numbers = {
             "parameters": parameters,
             "highest": max(ranks.values()),
             "layers": sum(rank > 0 for rank in ranks.values()),
             "seconds": seconds,
         }
-        self.news_ = {f"adaptive_rank/{name}": n for name, n in (numbers | seen).items() if n is not None}
+        self.news_ = {f"adaptive_rank/{name}": n for name, n in (numbers | seen | moved).items() if n is not None}
         logger.info("adaptive rank: %s", self.news_)
 
     def _settings(self, max_steps: int) -> dict[str, Any]:
         """Return all that the events follow from."""
-        names = ("criterion", "events", "first", "last", "probe_steps")
+        names = ("mode", "criterion", "events", "first", "last", "probe_steps")
         now = {"budget": self.budget_, "start": self.layers_.parameters, "start_ranks": self.layers_.ranks}
         return now | {name: getattr(self, name) for name in names} | {"max_steps": max_steps}
 
-    def _plan(self, max_steps: int, start: int) -> tuple[RankEvent, ...]:
+    def _plan(self, max_steps: int, args: TrainingArguments) -> tuple[RankEvent, ...]:
+        start = self.state_.settings["start"]
+        if self.mode == "fixed":
+            return plan_moves(max_steps, self.budget_, events=self.events, first=self.first, last=self.last,
+                              probe_steps=self.probe_steps, accumulation=args.gradient_accumulation_steps)  # fmt: skip
         if start <= self.budget_:  # a second train(): the ranks are where they should be
             return ()
         return plan_events(max_steps, start, self.budget_, events=self.events, first=self.first, last=self.last,
@@ -289,12 +364,14 @@ class AdaptiveRankCallback(TrainerCallback):
         """Take the state out of the checkpoint whose adapter was just loaded."""
         self.recalled_from_ = folder
         self._stop_watching()  # what was seen is of other ranks than those just loaded
-        devices = {name: factors.a.device for name, factors in self.layers_.live.items()}
+        devices = {name: factors.layer.weight.device for name, factors in self.layers_.every.items()}
         self.recalled_ = read_state(folder, devices.__getitem__)
         if args.world_size > 1:
             self.layers_.give_room_(self.width_)
             if args.process_index:  # the main process has the sums of all
                 self.recalled_.moments = {}
+                if self.recalled_.sketches is not None:
+                    self.recalled_.sketches.forget_sums_()
 
     def _continued(self, settings: dict[str, Any]) -> RankState:
         """Return the checkpoint's state, if the run still is the one that wrote it."""
@@ -313,36 +390,6 @@ class AdaptiveRankCallback(TrainerCallback):
         return self.state_
 
 
-def _refuse(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
-    """Raise for what would hide or keep the shapes that this callback changes."""
-    check_optimizer(optimizer)
-    kind = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
-    problem = ""
-    if args.fsdp or args.deepspeed or kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        problem = "FSDP and DeepSpeed cut parameters into shards that cannot change their shape"
-    elif args.world_size > 1 and type(optimizer).__name__ == "Adafactor":
-        problem = "under DDP dropped directions are masked, and Adafactor's row means would wake them"
-    elif args.n_gpu > 1:
-        problem = "DataParallel copies the model for every pass; launch one process for each GPU"
-    elif args.torch_compile:
-        problem = "torch.compile builds its code for fixed shapes"
-    elif args.push_to_hub:
-        problem = "push_to_hub=True would push checkpoints that are over the budget"
-    if problem:
-        raise ConfigError(f"AdaptiveRankCallback: {problem}; switch it off, or use a plain LoraConfig")
-
-
-def _come_before_trackers_(callback: TrainerCallback) -> None:
-    """Move the callback ahead of the trackers in its trainer, so that what it adds to a log reaches them.
-
-    A trainer calls its trackers before the user's callbacks and tells a callback neither itself nor the list; the
-    list's owner is the one that has called `on_init_end`. Where it is not, the numbers are in `log_history` alone.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        handler = frame.f_locals.get("self")
-        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
-            return
-        frame = frame.f_back
+def _agreed(decide: Callable[[], Decision], args: TrainingArguments) -> Decision:
+    """Return what is decided; where several processes train, what the main one decides."""
+    return from_main(decide) if args.world_size > 1 else decide()

@@ -45,7 +45,8 @@ ADALORA_WIDE = 1.5
 PROBE_BATCHES = 8
 """Batches watched before a trained adapter is cut: `AdaptiveRankCallback`'s default."""
 RANKS = ("allocation", "lora_layers", "low_rank", "rank_criteria", "rank_change", "probes", "optimizer_state")
-EVENTS = ("rank_events", "rank_storage", "callbacks/adaptive_rank")
+MOVES = ("growth", "sketches", "rank_moves")
+EVENTS = ("rank_events", "rank_storage", "callbacks/adaptive_rank", "callbacks/trainer_fit")
 ADALORA = ("adalora", "orthogonality", "rank_schedule", "callbacks/adalora")
 
 
@@ -123,6 +124,11 @@ def replay(job: Job) -> Trained:
 def ours(job: Job, kind: Callable[..., AdaptiveRankCallback] = AdaptiveRankCallback, **settings: Any) -> Trained:
     callback = kind(budget_parameters=job.cell.budget, **({"start_factor": WIDE} | settings))
     return train(job, lora_model(job, dict.fromkeys(job.costs, job.whole_rank)), [callback])
+
+
+def fixed(job: Job) -> Trained:
+    callback = AdaptiveRankCallback(budget_parameters=job.cell.budget, mode="fixed")
+    return train(job, lora_model(job, uniform_ranks(job.costs, job.cell.budget, job.cell.seed)), [callback])
 
 
 def anneal(job: Job) -> Trained:
@@ -256,6 +262,8 @@ METHODS: dict[str, Method] = {
     "ours-events4": ours_with("ours, 4 events", events=4),
     "ours-freeze80": ours_with("ours, ranks fixed at 80 % of the run", last=0.8),
     "ours-reset": ours_with("ours, the optimizer forgets what changed", kind=ForgetsMoments),
+    "fixed": Method(run=fixed, says="AdaptiveRankCallback, mode='fixed'",
+                    modules=RANKS + EVENTS + MOVES),
     "replay": Method(run=replay, says="the final ranks of ours, from scratch", needs="ours"),
     "shuffled": Method(run=shuffled, says="the ranks of ours dealt out anew among equal layers, annealed alike",
                        needs="ours", variant_of="ours", modules=RANKS + EVENTS),

@@ -1,0 +1,67 @@
+"""What AdaptiveRankCallback asks of the trainer that it is in."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
+
+from ..errors import ConfigError
+from ..optimizer_state import check_optimizer, load_precision_
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+__all__ = ["come_before_trackers_", "put_precision_back_", "refuse"]
+
+OPTIMIZER_FILE: Final = "optimizer.pt"
+"""The optimizer's state in a trainer's checkpoint."""
+
+
+def refuse(args: TrainingArguments, optimizer: torch.optim.Optimizer, mode: str) -> None:
+    """Raise for what would hide or keep the shapes that the callback changes, or hide what it compares."""
+    check_optimizer(optimizer)
+    kind = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
+    problem = ""
+    if args.fsdp or args.deepspeed or kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        problem = "FSDP and DeepSpeed cut parameters into shards that cannot change their shape"
+    elif args.world_size > 1 and type(optimizer).__name__ == "Adafactor":
+        problem = "under DDP dropped directions are masked, and Adafactor's row means would wake them"
+    elif args.n_gpu > 1:
+        problem = "DataParallel copies the model for every pass; launch one process for each GPU"
+    elif args.torch_compile:
+        problem = "torch.compile builds its code for fixed shapes"
+    elif mode == "fixed" and args.fp16:
+        problem = "mode='fixed' compares gradients with nats, and float16's scaler hides their size; bf16=True has none"
+    elif args.push_to_hub:
+        problem = "push_to_hub=True would push checkpoints, over the budget or with what only a resumed run needs"
+    if problem:
+        raise ConfigError(f"AdaptiveRankCallback: {problem}; switch it off, or use a plain LoraConfig")
+
+
+def put_precision_back_(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
+    """Give the optimizer, which was loaded from a checkpoint, the precision that its state was saved in."""
+    saved = checkpoint / OPTIMIZER_FILE
+    if saved.is_file():
+        load_precision_(optimizer, torch.load(saved, map_location="cpu", weights_only=True))
+
+
+def come_before_trackers_(callback: TrainerCallback) -> None:
+    """Move the callback ahead of the trackers in its trainer, so that what it adds to a log reaches them.
+
+    A trainer calls its trackers before the user's callbacks and tells a callback neither itself nor the list; the
+    list's owner is the one that has called `on_init_end`. Where it is not, the numbers are in `log_history` alone.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
+            handler.callbacks.remove(callback)
+            handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
+            return
+        frame = frame.f_back
