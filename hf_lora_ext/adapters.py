@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict, load_peft_weights
 from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import load_file, save_file
 
@@ -17,13 +17,16 @@ from .errors import AdapterError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
 
 __all__ = [
     "adapter_bytes",
+    "adapter_tensors",
     "describe_adapter",
     "describe_quantization",
     "describe_saved",
     "load_in_own_precision_",
+    "load_saved",
     "save_adapter",
     "save_initial_adapter",
     "show_head_bias_",
@@ -54,6 +57,26 @@ def describe_saved(folder: Path) -> dict[str, Any]:
     """
     size = adapter_bytes(folder)
     return _summary(json.loads((folder / "adapter_config.json").read_text(encoding="utf8")), {"bytes": size})
+
+
+def load_saved(folder: Path) -> dict[str, Tensor]:
+    """Return a saved adapter's tensors as peft loads them, after peft has read its config.
+
+    Raises:
+        AdapterError: If peft cannot.
+    """
+    try:
+        PeftConfig.from_pretrained(str(folder))
+        tensors: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise AdapterError(f"peft cannot load the adapter ({error}); save it again") from error
+    return tensors
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """Return the active adapter's tensors under the names that a saved one has."""
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    return found
 
 
 def _summary(config: dict[str, Any], counted: dict[str, int]) -> dict[str, Any]:
