@@ -2,11 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from git_hub_state import Hub
 
 # Workers share the cores; these must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -57,6 +63,17 @@ def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     LlamaForCausalLM(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def git_hub(tmp_path: Path) -> Iterator["Hub"]:
+    """A Hub on loopback that takes pushes; `git_hub_access` has its tokens, `git_hub.faults` makes it go wrong."""
+    if shutil.which("git") is None:
+        pytest.skip("the Hub stand-in keeps its repositories with git, and there is no git on the PATH")
+    from git_hub import git_hub_on_loopback
+
+    with git_hub_on_loopback(tmp_path / "git_hub") as hub:
+        yield hub
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
