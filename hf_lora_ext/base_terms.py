@@ -17,7 +17,7 @@ from .release_card import card_metadata_of
 
 __all__ = ["copy_agreement", "find_base", "find_terms"]
 
-_CACHED: Final = re.compile(r".*models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})")
+_CACHED: Final = re.compile(r".*models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\](?P<commit>\w{40})")
 _HUB_ID: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _AGREEMENT: Final = re.compile(r"(LICEN[SC]E|USE_POLICY)(\.(md|txt))?")
 
@@ -25,14 +25,16 @@ _AGREEMENT: Final = re.compile(r"(LICEN[SC]E|USE_POLICY)(\.(md|txt))?")
 def find_base(config: Mapping[str, Any], facts: Facts | None) -> BaseModelFacts | None:
     """Return the base that a config names: by its Hub id where that is known, else by the last part of its path."""
     name = config.get("base_model_name_or_path")
-    if facts and facts.base_model and (facts.base_model.on_hub or not name):
-        return facts.base_model
+    recorded = facts.base_model if facts else None
+    if recorded and recorded.on_hub:
+        return recorded
     if not isinstance(name, str) or not name:
-        return None
+        return recorded
     if cached := _CACHED.match(name):
         return BaseModelFacts(name=f"{cached['owner']}/{cached['name']}", on_hub=True, revision=cached["commit"])
     if not _HUB_ID.fullmatch(name) or Path(name).is_dir():
-        return BaseModelFacts(name=re.split(r"[/\\]", name.rstrip("/\\"))[-1], on_hub=False)
+        last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+        return recorded if recorded and recorded.name == last else BaseModelFacts(name=last, on_hub=False)
     return BaseModelFacts(name=name, on_hub=True, revision=config.get("revision"))
 
 
@@ -79,9 +81,9 @@ def _local_terms(folder: Path) -> dict[str, Any]:
     return {"license": license} if license else {}
 
 
-def copy_agreement(base: BaseModelFacts | None, recorded: str | None, terms: Terms, folder: Path) -> list[str]:
+def copy_agreement(base: BaseModelFacts | None, recorded: str | None, license: str, folder: Path) -> list[str]:
     """Put the texts that the licence asks for into the release where it has none, and return their names."""
-    if duties_of(terms.id) is None or any(_AGREEMENT.fullmatch(file.name) for file in folder.iterdir()):
+    if duties_of(license) is None or any(_AGREEMENT.fullmatch(file.name) for file in folder.iterdir()):
         return []
     if recorded and Path(recorded).is_dir():
         texts = [file for file in sorted(Path(recorded).iterdir()) if _AGREEMENT.fullmatch(file.name)]

@@ -5,6 +5,7 @@ A copy, because training may go on writing the original while this one is hashed
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 from .errors import AdapterError, ConfigError
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, sort_out
@@ -20,7 +21,8 @@ from .run_folder import RECIPE_FILE, RunFolder, last_whole_checkpoint
 
 __all__ = ["Gathered", "gathered"]
 
-_SUBFOLDERS = (".eval_results", "additional_chat_templates")
+_SUBFOLDERS: Final = (".eval_results", "additional_chat_templates")
+_SETS: Final = ("target_modules", "exclude_modules")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ def _adapter_folder(folder: Path) -> Path:
 
 
 def _save_trainer(trainer: Any, model: Any, saved: Path) -> tuple[Path, ...]:
-    """Save a trainer's adapter and tokenizer, and return the folders to copy from; a later one fills what is missing."""
+    """Save a trainer's adapter and tokenizer; return the folders to copy from, of which a later one fills gaps."""
     written = Path(trainer.args.output_dir)
     plain = written / "plain_adapter"  # for the unchanged base, where the initialisation changed it
     origin = plain if (plain / CONFIG).is_file() else _save_model(model, saved)
@@ -100,7 +102,15 @@ def _save_model(model: Any, folder: Path) -> Path:
     model.save_pretrained(str(folder), selected_adapters=[name])
     origin = folder if (folder / CONFIG).is_file() else folder / name
     (origin / CARD).unlink(missing_ok=True)  # peft's own, all placeholders
+    _sort_names(origin / CONFIG)
     return origin
+
+
+def _sort_names(file: Path) -> None:
+    """Put the module names, which peft keeps as a set, in order, so that the same adapter is the same bytes."""
+    config = json.loads(file.read_text(encoding="utf8"))
+    named = {key: sorted(value) for key, value in config.items() if key in _SETS and isinstance(value, list)}
+    file.write_text(json.dumps(config | named, indent=2) + "\n", encoding="utf8")
 
 
 def _copy(origin: Path, folder: Path) -> tuple[LeftOut, ...]:

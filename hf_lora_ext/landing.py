@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["Landing", "RemoteFile", "differing", "first_after", "judge", "wait_seconds"]
+__all__ = ["TRIES", "Landing", "RemoteFile", "differing", "first_after", "judge", "wait_seconds"]
 
 TRIES: Final = 5
 """How often a call is made before it counts as failed; the client's own downloads are as patient."""
@@ -90,13 +90,14 @@ def judge(parent: str, history: Sequence[str], is_ours: bool) -> Landing:
     return Landing("conflict", after or (history[0] if history else None))
 
 
-def wait_seconds(attempt: int, asked: float | None) -> float | None:
+def wait_seconds(attempt: int, asked: float | None, tries: int = TRIES) -> float | None:
     """Return how long to wait before another try, or None to give up.
 
     Args:
         attempt: Tries so far, from 1.
         asked: What the server asked for (`Retry-After`), in seconds.
+        tries: How many there are.
     """
-    if attempt >= TRIES or (asked is not None and asked > LONGEST_WAIT_SECONDS):
+    if attempt >= tries or (asked is not None and asked > LONGEST_WAIT_SECONDS):
         return None
     return float(asked) if asked is not None else float(2 ** (attempt - 1))

@@ -78,7 +78,7 @@ _TOKENS: Final = {
 }
 _ASSIGNED: Final = re.compile(
     r"""(?ix)
-    \b [\w-]{0,40} (?: (?:api|access|secret|private|auth)[_-]?(?:key|token) | passw(?:or)?d | client_secret | _token )
+    (?: (?:api|access|secret|private|auth)[_-]?(?:key|token) | passw(?:or)?d | client_secret | _token )
     ["']? \s{0,4} [:=] \s{0,4} ["']?
     (?P<value> [^\s"',;`<>{}()\[\]]{16,} )
     """
@@ -103,12 +103,21 @@ _COMMON_LOGINS: Final = frozenset(
 """Logins and hosts that name nobody."""
 
 
-def find_secrets(file: str, text: str, private: PrivateNames) -> list[Leak]:
-    """Return every line that holds a secret: of a known format, the environment's own, or under a telling name."""
-    return list(_leaks(file, text, _secrets_in(private)))
+def find_secrets(file: str, text: str, private: PrivateNames, *, assigned: bool = True) -> list[Leak]:
+    """Return every line that holds a secret: of a known format, the environment's own, or under a telling name.
+
+    Args:
+        file: What the findings call the text.
+        text: The text.
+        private: What is private here.
+        assigned: Whether what stands under a telling name counts; in a vocabulary neighbours mean nothing.
+    """
+    return list(_leaks(file, text, _secrets_in(private, assigned)))
 
 
-def find_private_names(file: str, text: str, private: PrivateNames, *, people: bool = True) -> list[Leak]:
+def find_private_names(
+    file: str, text: str, private: PrivateNames, *, people: bool = True, paths: bool = True
+) -> list[Leak]:
     """Return every line that names a path, the user, the machine or a private dataset.
 
     Args:
@@ -116,8 +125,10 @@ def find_private_names(file: str, text: str, private: PrivateNames, *, people: b
         text: The text.
         private: What is private here.
         people: Whether logins and host names count; in a vocabulary or a licence they are words like any other.
+        paths: Whether any local path counts, not only this machine's own.
     """
-    return list(_leaks(file, text, _names_in(private, people)))
+    named = _names_in(private, people)
+    return list(_leaks(file, text, [*named, ("a local path", _PATHS)] if paths else named))
 
 
 _Search = list[tuple[str, re.Pattern[str]]]
@@ -131,10 +142,10 @@ def _leaks(file: str, text: str, search: _Search) -> Iterator[Leak]:
             yield Leak(file, text.count("\n", 0, match.start()) + 1, kind)
 
 
-def _secrets_in(private: PrivateNames) -> _Search:
+def _secrets_in(private: PrivateNames, assigned: bool) -> _Search:
     own = [(kind, re.compile(re.escape(value))) for value, kind in private.secrets.items() if len(value) >= 8]
     known = [(kind, re.compile(pattern)) for kind, pattern in _TOKENS.items()]
-    return [*own, *known, ("a value under a name that says secret", _ASSIGNED)]
+    return [*own, *known, ("a value under a name that says secret", _ASSIGNED)] if assigned else own + known
 
 
 def _names_in(private: PrivateNames, people: bool) -> _Search:
@@ -142,7 +153,7 @@ def _names_in(private: PrivateNames, people: bool) -> _Search:
     named += [("a private dataset's name", _word(name)) for name in private.datasets]
     if people:
         named += [("the name of this machine or its user", _word(name)) for name in private.people if _tells(name)]
-    return [*named, ("a local path", _PATHS)]
+    return named
 
 
 def _word(name: str) -> re.Pattern[str]:

@@ -140,7 +140,7 @@ _OPENINGS: Final = (
 def licence_of_text(text: str) -> str | None:
     """Return the identifier of a licence's text, by its title, or None.
 
-    >>> licence_of_text("MIT License\\n\\nCopyright")
+    >>> licence_of_text("MIT License, Copyright")
     'mit'
     """
     start = text[:3000]

@@ -11,7 +11,6 @@ __all__ = [
     "CARD",
     "CONFIG",
     "WEIGHTS",
-    "FileId",
     "LeftOut",
     "is_machine_made",
     "is_text",
@@ -45,18 +44,6 @@ _MACHINE_MADE: Final = {CONFIG, "tokenizer_config.json", "facts.json", "rank_his
 _TEXT: Final = re.compile(r".*\.(json|md|txt|jinja|yaml)|LICEN[SC]E|NOTICE|USE_POLICY")
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_PICTURE: Final = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"sRGB", b"pHYs"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileId:
-    """A file by its content."""
-
-    size: int
-    """Bytes."""
-    sha256: str
-    """SHA-256 of the content, by which the Hub knows large files."""
-    blob: str
-    """Git's blob id (SHA-1 with a header), by which the Hub knows the others."""
 
 
 @dataclass(frozen=True, slots=True)

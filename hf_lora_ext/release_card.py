@@ -12,10 +12,12 @@ from .errors import ConfigError
 from .facts import BaseModelFacts, Facts
 from .strict_yaml import dump_yaml, read_yaml
 
-__all__ = ["card_for", "card_metadata_of", "card_problems", "is_stock", "with_metadata"]
+__all__ = ["base_metadata", "card_for", "card_metadata_of", "card_problems", "is_stock", "with_metadata"]
 
 _HEADER: Final = re.compile(r"\A---\r?\n(?P<yaml>.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
-_STOCK: Final = re.compile(r"More Information Needed|fine-tuned version of \[?None\]?|Generated from trainer|base_model: None")
+_STOCK: Final = re.compile(
+    r"More Information Needed|fine-tuned version of \[?None\]?|Generated from trainer|base_model: None"
+)
 
 
 def is_stock(card: str) -> bool:

@@ -19,13 +19,16 @@ LAYERS = {
     "configuration": 0, "presets": 0, "explanation": 0, "recipe": 0, "facts": 0, "cards": 0,
     "resources": 0, "strict_yaml": 0, "rank_schedule": 0, "rank_events": 0, "allocation": 0,
     "methods": 0, "decisions": 0, "arguments": 0, "emission": 0, "run_choices": 0, "launch": 0, "advice": 0,
+    "landing": 0, "leaks": 0, "licences": 0, "release": 0, "release_card": 0, "push_plan": 0,
     "orthogonality": 1, "low_rank": 1, "optimizer_state": 1,
+    "stored_adapter": 2,
     "adapters": 2, "adalora": 2, "starts": 2,
     "lora_layers": 2, "probes": 2, "rank_criteria": 2, "rank_change": 2, "rank_storage": 2,
     "machine": 3, "hub": 3, "base_models": 3, "shape_sources": 3, "data": 3, "data_files": 3, "stdlib_docstrings": 3,
-    "plots": 3,
+    "plots": 3, "base_terms": 3,
     "evaluation": 3, "run_folder": 3, "stored_weights": 3,
     "callbacks": 4, "training": 4, "runner": 4,
+    "gathering": 4, "preflight": 4, "verification": 4, "push": 4, "rollback": 4,
     "cli": 5, "__init__": 5,
 }  # fmt: skip
 THIRD_PARTY = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from ..errors import PushError
-from ..landing import wait_seconds
+from ..landing import TRIES, wait_seconds
 
 __all__ = ["Failure", "failure_of", "is_network_failure", "patiently"]
 
@@ -87,12 +87,13 @@ def _line(error: object) -> str:
     return text[:_MESSAGE_LIMIT] or type(error).__name__
 
 
-def patiently(call: Callable[[], Result], doing: str) -> Result:
+def patiently(call: Callable[[], Result], doing: str, tries: int = TRIES) -> Result:
     """Return what a call that can be repeated gives, after tries with growing pauses where the Hub or the line fails.
 
     Args:
         call: Reads, or writes something that is the same when written twice.
         doing: What it does, for the message: "reading me/model".
+        tries: How often it is made.
 
     Raises:
         PushError: If it is refused, or fails to the end.
@@ -106,7 +107,7 @@ def patiently(call: Callable[[], Result], doing: str) -> Result:
             failure = failure_of(error)
             if failure is None:
                 raise
-            pause = wait_seconds(attempt, failure.retry_after) if failure.kind == "transient" else None
+            pause = wait_seconds(attempt, failure.retry_after, tries) if failure.kind == "transient" else None
             if pause is None:
                 raise PushError(f"{doing}: {_told(failure)}") from error
         time.sleep(pause)

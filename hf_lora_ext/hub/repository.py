@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from .failures import Failure, Result, failure_of, patiently
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Account", "Landed", "Repository", "is_public_dataset", "stored_token"]
+__all__ = ["Account", "Change", "Landed", "Repository", "is_public_dataset", "stored_token"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,30 @@ class Landed:
     """Address of the pull request, where it is one."""
     is_new: bool = True
     """Whether this call made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What a commit does to the files."""
+
+    added: Mapping[str, Path] = field(default_factory=dict)
+    """Path in the repository → local file."""
+    copied: tuple[str, ...] = ()
+    """Paths that become what they were at `copied_from`."""
+    copied_from: str | None = None
+    """A commit of the repository."""
+    deleted: tuple[str, ...] = ()
+    """Paths that go."""
+
+    def operations(self) -> list[Any]:
+        """Return the client's operations, anew: it marks those that it was given."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+        return [
+            *(CommitOperationAdd(path, str(file)) for path, file in self.added.items()),
+            *(CommitOperationCopy(path, path, src_revision=self.copied_from) for path in self.copied),
+            *(CommitOperationDelete(path, is_folder=False) for path in self.deleted),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +163,12 @@ class Repository:
 
     def download(self, commit: str, paths: Sequence[str], folder: Path) -> Path:
         """Download files of a commit, past every cache, and return the folder that has them."""
-        from huggingface_hub import hf_hub_download
 
         def fetch(path: str) -> str:
-            token = self.api.token
-            return hf_hub_download(self.id, path, revision=commit, cache_dir=folder, token=token)
+            return self.api.hf_hub_download(self.id, path, revision=commit, cache_dir=folder)
 
-        found = [Path(patiently(partial(fetch, path), f"downloading {path}")) for path in paths]
+        # The client itself is patient with a download; what a second try mends is a body that was cut short.
+        found = [Path(patiently(partial(fetch, path), f"downloading {path}", tries=2)) for path in paths]
         return found[0].parents[len(Path(paths[0]).parts) - 1]
 
     def open_pull_request(self, author: str, wanted: Mapping[str, RemoteFile | None]) -> Landed | None:
@@ -166,7 +189,7 @@ class Repository:
 
     def commit_once(
         self,
-        operations: Callable[[], list[Any]],
+        change: Change,
         wanted: Mapping[str, RemoteFile | None],
         *,
         parent: str,
@@ -177,7 +200,7 @@ class Repository:
         """Make one commit on `parent`, and return only when the Hub holds it.
 
         Args:
-            operations: Gives the client's operations, anew for each try.
+            change: What it does.
             wanted: What the files are afterwards; None where there must be none.
             parent: The head that was seen; the commit is refused where another came after it.
             revision: Branch.
@@ -190,7 +213,7 @@ class Repository:
         attempt = 0
         while True:
             attempt += 1
-            failure, link = self._try_to_commit(operations, parent, revision, message, pull_request_of is not None)
+            failure, link = self._try_to_commit(change, parent, revision, message, pull_request_of is not None)
             landed = self._find(wanted, parent, revision, pull_request_of, link)
             if landed is not None:
                 return landed
@@ -202,7 +225,7 @@ class Repository:
             time.sleep(pause)
 
     def _try_to_commit(
-        self, operations: Callable[[], list[Any]], parent: str, revision: str, message: str, as_request: bool
+        self, change: Change, parent: str, revision: str, message: str, as_request: bool
     ) -> tuple[Failure | None, str | None]:
         """Return how a commit failed, if it did, and the address of its pull request, if it is one."""
         try:
@@ -210,7 +233,7 @@ class Repository:
                 warnings.simplefilter("ignore")  # validate-yaml's remarks; what it refuses is an error
                 made = self.api.create_commit(
                     self.id,
-                    operations(),
+                    change.operations(),
                     commit_message=message,
                     parent_commit=parent,
                     revision=revision,
