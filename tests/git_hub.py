@@ -38,10 +38,11 @@ _NAME = r"/(?P<name>[^/]+)"
 _DISCUSSION = r"/discussions/(?P<number>\d+)"
 
 _Endpoint = Callable[[Hub, Request], Answer]
-_ROUTES: list[tuple[str, str, str, _Endpoint]] = [
+ROUTES: list[tuple[str, str, str, _Endpoint]] = [
     # what a `Fault` calls it, method, path, function; the first that matches
     ("whoami", "GET", "/api/whoami-v2", reading.whoami),
     ("validate-yaml", "POST", "/api/validate-yaml", reading.validate_yaml),
+    ("auth-check", "GET", f"{_API}/auth-check(?P<write>/write)?", reading.auth_check),
     ("create", "POST", "/api/repos/create", writing.create_repo),
     ("delete", "DELETE", "/api/repos/delete", writing.delete_repo),
     ("move", "POST", "/api/repos/move", writing.move_repo),
@@ -72,9 +73,7 @@ _ROUTES: list[tuple[str, str, str, _Endpoint]] = [
     ("info", "GET", f"{_API}(?:/revision{_REVISION})?", reading.repo_info),
     ("resolve", "GET", f"{_PLAIN}/resolve{_REVISION}/(?P<path>.+)", reading.resolve),
 ]
-_COMPILED = [(where, method, re.compile(path), endpoint) for where, method, path, endpoint in _ROUTES]
-ENDPOINTS = frozenset(where for where, *_ in _ROUTES)
-"""Where a `Fault` can be."""
+_COMPILED = [(where, method, re.compile(path), endpoint) for where, method, path, endpoint in ROUTES]
 
 _PROXY_PAGE = b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 
@@ -100,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.command, address.path, parse_qs(address.query, keep_blank_values=True), self.headers, body, account,
             kind=parts.pop("kinds", None) or "model", repo_id=parts.pop("repo_id", ""), parts=parts,
         )  # fmt: skip
-        self.hub.faults.log.append(Logged(where, self.command, self.path, account.user if account else None))
+        self.hub.faults.log.append(Logged(where, self.command, address.path, address.query, request.user))
         try:
             self._answer(where, endpoint, request)
         except _Dropped:
@@ -176,6 +175,8 @@ def _route(method: str, path: str) -> tuple[str, _Endpoint, dict[str, str]]:
         found = pattern.fullmatch(path) if its_method == method else None
         if found:
             return where, endpoint, {key: unquote(value) for key, value in found.groupdict().items() if value}
+    if re.match(r"/api/(model|dataset|space)s/|/.+/resolve/", path):  # an id without a namespace, as gpt2
+        raise HubError(404, "Repository not found", "RepoNotFound")
     raise HubError(404, f"Sorry, we can't find the page you are looking for: {method} {path}")
 
 

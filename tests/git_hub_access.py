@@ -121,8 +121,8 @@ def check_gate(account: Account | None, namespace: str, repo_id: str, gated: obj
     raise HubError(403 if account else 401, message, "GatedRepo")
 
 
-def check_write(account: Account | None, namespace: str, repo_id: str | None = None) -> None:
-    """Refuse whoever may not write.
+def check_token(account: Account | None) -> None:
+    """Refuse whoever has no token that writes anywhere.
 
     Raises:
         HubError: 401 to the nameless, 403 to others.
@@ -131,6 +131,15 @@ def check_write(account: Account | None, namespace: str, repo_id: str | None = N
         raise HubError(401, "Invalid username or password.")
     if account.role == "read":
         raise HubError(403, "Forbidden: you must use a write token to upload to a repository.")
+
+
+def check_write(account: Account | None, namespace: str, repo_id: str | None = None) -> None:
+    """Refuse whoever may not write to a repository, or may not make one in a namespace.
+
+    Raises:
+        HubError: 401 to the nameless, 403 to others.
+    """
+    check_token(account)
     if not account.may_write(namespace, repo_id):
         if repo_id is None:
             raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')

@@ -39,6 +39,16 @@ def open_discussion(repository: Repository, title: str, text: str, author: str, 
     return number
 
 
+def open_pull_request(
+    hub: Hub, repository: Repository, title: str, text: str, author: str, *, base: str, start: str
+) -> int:
+    """Open a pull request against a branch, its own ref at the commit `start`, and return its number."""
+    with hub.lock:
+        number = open_discussion(repository, title, text, author, base)
+        repository.move(f"refs/pr/{number}", start, NO_COMMIT)
+    return number
+
+
 def _find(repository: Repository, request: Request) -> tuple[dict, dict]:
     """Return a repository's settings and, within them, the discussion that a request names."""
     settings = repository.settings()
@@ -72,12 +82,14 @@ def create_discussion(hub: Hub, request: Request) -> Answer:
     repository, sent = hub.readable(request), request.json()
     if request.account is None:
         raise HubError(401, "Invalid username or password.")
-    with hub.lock:
-        base = "main" if sent.get("pullRequest") else None
-        number = open_discussion(repository, sent["title"], sent.get("description") or "", request.user, base)
-        if base:
-            repository.move(f"refs/pr/{number}", hub.commit_of(repository, base), NO_COMMIT)
-    return as_json({"num": number, "pullRequest": bool(base)})
+    title, text, pull = sent["title"], sent.get("description") or "", bool(sent.get("pullRequest"))
+    if pull:
+        start = hub.commit_of(repository, "main")
+        number = open_pull_request(hub, repository, title, text, request.user, base="main", start=start)
+    else:
+        with hub.lock:
+            number = open_discussion(repository, title, text, request.user)
+    return as_json({"num": number, "pullRequest": pull})
 
 
 def discussion(hub: Hub, request: Request) -> Answer:

@@ -22,6 +22,14 @@ def whoami(hub: Hub, request: Request) -> Answer:
     return as_json(request.account.whoami())
 
 
+def auth_check(hub: Hub, request: Request) -> Answer:
+    """Say whether the sender may read a repository, or write to it."""
+    if "write" in request.parts:
+        hub.writable(request)
+    hub.readable(request)
+    return as_json({})
+
+
 def validate_yaml(hub: Hub, request: Request) -> Answer:
     sent = request.json()
     status, body = card_answer(sent["content"], sent["repoType"])

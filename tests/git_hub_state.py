@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from git_hub_access import Account, HubError, check_gate, check_sight, check_write, default_accounts
+from git_hub_access import Account, HubError, check_gate, check_sight, check_token, check_write, default_accounts
 from git_hub_storage import NO_COMMIT, Entry, LargeFiles, Pointer, Repository
 from git_hub_xet import XetStore
 from hub_faults import Faults
@@ -156,6 +157,28 @@ class Hub:
         repository = self.seen(request)
         check_write(request.account, request.namespace, request.repo_id)
         return repository
+
+    def contributable(self, request: Request) -> Repository:
+        """Return the repository of a request that writes to a revision, or opens a pull request.
+
+        Anyone who may read and has a token that writes may open one, and push to one that is theirs.
+
+        Raises:
+            HubError: If the sender may not, or there is none for this sender.
+        """
+        revision = request.parts.get("revision")
+        opens = request.asked("create_pr") or revision is None
+        if not opens and not self._is_own_pull(request, revision):
+            return self.writable(request)
+        repository = self.readable(request)
+        check_token(request.account)
+        return repository
+
+    def _is_own_pull(self, request: Request, revision: str) -> bool:
+        found = re.fullmatch(r"refs/pr/(\d+)", revision)
+        discussions = self.seen(request).settings()["discussions"] if found else []
+        number = int(found[1]) if found else 0
+        return 0 < number <= len(discussions) and discussions[number - 1]["author"]["name"] == request.user
 
     def commit_of(self, repository: Repository, revision: str) -> str:
         """Return the commit that a revision names.

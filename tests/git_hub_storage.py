@@ -105,8 +105,8 @@ class Repository:
         folder.mkdir(parents=True)
         git(folder, "init", "--quiet", "--bare", "--initial-branch=main", ".")
         repository = cls(folder)
-        repository.write_settings(settings)
-        repository.commit("refs/heads/main", NO_COMMIT, dict(files), (), "initial commit", author)
+        repository.commit("refs/heads/main", NO_COMMIT, files, (), "initial commit", author)
+        repository.write_settings(settings)  # last, for with it the repository exists
         return repository
 
     def settings(self) -> dict:
@@ -150,19 +150,12 @@ class Repository:
         return [LogEntry(oid, title, body.strip(), author, int(when)) for oid, author, when, title, body in parts]
 
     def commit(
-        self,
-        ref: str,
-        parent: str,
-        files: Mapping[str, bytes],
-        removed: Iterable[str],
-        message: str,
-        author: str,
-        *,
-        start: str | None = None,
+        self, ref: str, parent: str, files: Mapping[str, bytes], removed: Iterable[str], message: str, author: str
     ) -> str:
-        """Put a commit on `parent` and move `ref` from there to it; return the ref's head.
+        """Put a commit on `parent`, move `ref` from there to it, and return it.
 
-        Where the tree would be the same, there is no commit and the head stays.
+        Like the real Hub it commits even where nothing changes; not to ask for that is the client's part
+        (https://github.com/huggingface/huggingface_hub/issues/1411).
 
         Args:
             ref: Full name of the branch.
@@ -171,17 +164,14 @@ class Repository:
             removed: Paths to take away.
             message: Message of the commit.
             author: User name.
-            start: Where the ref stands now, if it is not `parent` (`NO_COMMIT` for a new ref).
 
         Raises:
-            HeadMoved: If the ref is not where it should be.
+            HeadMoved: If the ref is not at `parent`.
             GitFailure: If the paths make no tree, as when one is both file and folder.
         """
         tree = self._tree(parent, files, removed)
-        if parent != NO_COMMIT and tree == git(self.folder, "rev-parse", f"{parent}^{{tree}}").decode().strip():
-            return parent
         new = self._commit_tree(tree, [parent] if parent != NO_COMMIT else [], message, author)
-        self.move(ref, new, parent if start is None else start)
+        self.move(ref, new, parent)
         return new
 
     def _tree(self, parent: str, files: Mapping[str, bytes], removed: Iterable[str]) -> str:

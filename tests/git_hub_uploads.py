@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import Final
 
 from git_hub_access import HubError
 from git_hub_state import Answer, Hub, Request, as_json, goes_large
-from git_hub_storage import Repository, ignored_paths
+from git_hub_storage import ignored_paths
 
 TOKEN_SECONDS: Final = 3600
 PREUPLOAD_LIMIT: Final = 256
 """Files a `preupload` call may name, and objects an LFS batch."""
 
 
-def _contributed(hub: Hub, request: Request) -> Repository:
-    """Return the repository of an upload: for a pull request anyone with a write token may send one.
-
-    Raises:
-        HubError: If the sender may not, or there is no repository for this sender.
-    """
-    if not request.asked("create_pr"):
-        return hub.writable(request)
-    repository = hub.readable(request)
-    if request.account is None:
-        raise HubError(401, "Invalid username or password.")
-    return repository
-
-
 def preupload(hub: Hub, request: Request) -> Answer:
     """Say of each file how it is to be sent, whether it is ignored, and what is there already."""
-    repository = _contributed(hub, request)
+    repository = hub.contributable(request)
     sent = request.json()
     if len(sent["files"]) > PREUPLOAD_LIMIT:
         raise HubError(400, f"files: at most {PREUPLOAD_LIMIT} are allowed, found {len(sent['files'])}")
@@ -54,8 +41,9 @@ def preupload(hub: Hub, request: Request) -> Answer:
 def lfs_batch(hub: Hub, request: Request) -> Answer:
     """Say of each large file where to send it, or that it is there."""
     sent = request.json()
-    # The client names no `ref` when it opens a pull request, which needs no right to write.
-    repository = hub.writable(request) if "ref" in sent else hub.readable(request)
+    # The client names no revision when it opens a pull request, which needs no right to write.
+    parts = {"revision": sent["ref"]["name"]} if "ref" in sent else {}
+    repository = hub.contributable(replace(request, parts=parts))
     missing = [one for one in sent["objects"] if not hub.large.has(one["oid"])]
     hub.check_quota(request.namespace, repository.settings()["private"], sum(one["size"] for one in missing))
     objects = [one | ({"actions": _actions(hub, request, **one)} if one in missing else {}) for one in sent["objects"]]
@@ -115,7 +103,7 @@ def xet_token(hub: Hub, request: Request) -> Answer:
     if request.parts["mode"] == "read":
         repository = hub.readable(request)
     else:
-        repository = _contributed(hub, request)
+        repository = hub.contributable(request)
         hub.check_quota(request.namespace, repository.settings()["private"], 0)
     if request.parts["revision"] != "None":  # what the client calls the revision of a pull request to come
         hub.commit_of(repository, request.parts["revision"])

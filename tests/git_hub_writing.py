@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from git_hub_access import HubError, check_write
-from git_hub_discussions import open_discussion
+from git_hub_discussions import open_pull_request
 from git_hub_state import Answer, Hub, Kind, Request, as_json
 from git_hub_storage import NO_COMMIT, Entry, GitFailure, HeadMoved, Pointer, Repository
 
@@ -80,46 +80,37 @@ class _Changes:
     files: dict[str, bytes] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     large_bytes: int = 0
+    """Of large files that the branch does not hold yet."""
 
 
 def commit(hub: Hub, request: Request) -> Answer:
     """Make one commit of all the lines sent, on a branch, a pull request's ref, or as a new pull request."""
-    as_pull = request.asked("create_pr")
-    repository = hub.readable(request) if as_pull else hub.writable(request)
-    if request.account is None or request.account.role == "read":
-        check_write(request.account, request.user)
-    revision = request.parts["revision"]
-    ref = _branch(repository, revision)
+    repository = hub.contributable(request)
+    ref = _branch(repository, request.parts["revision"])
     head = hub.commit_of(repository, ref)
     lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
-    changes = _read(hub, repository, repository.entries(head), lines)
+    changes = _read(hub, repository.entries(head), lines)
     hub.check_quota(request.namespace, repository.settings()["private"], changes.large_bytes)
-    if changes.parent and not as_pull and head != (repository.resolve(changes.parent) or changes.parent):
-        raise HubError(412, STALE)
-    message = f"{changes.summary}\n\n{changes.description}".strip()
-    author = request.user
+    more = {}
     try:
-        if not as_pull:
-            oid = repository.commit(ref, head, changes.files, changes.removed, message, author)
-            return as_json(_committed(hub, request, oid, oid != head))
-        base = hub.commit_of(repository, changes.parent) if changes.parent else head
-        with hub.lock:
-            number = open_discussion(repository, changes.summary, changes.description, author, base=revision)
-            oid = repository.commit(
-                f"refs/pr/{number}", base, changes.files, changes.removed, message, author, start=NO_COMMIT
+        if request.asked("create_pr"):
+            head = hub.commit_of(repository, changes.parent) if changes.parent else head
+            base = request.parts["revision"]
+            number = open_pull_request(
+                hub, repository, changes.summary, changes.description, request.user, base=base, start=head
             )
+            ref = f"refs/pr/{number}"
+            more = {"pullRequestUrl": f"{_url(hub, request.kind, request.repo_id)}/discussions/{number}"}
+        elif changes.parent and head != repository.resolve(changes.parent):
+            raise HubError(412, STALE)
+        message = f"{changes.summary}\n\n{changes.description}".strip()
+        oid = repository.commit(ref, head, changes.files, changes.removed, message, request.user)
     except HeadMoved as error:
         raise HubError(412, STALE) from error
     except GitFailure as error:
         raise HubError(400, str(error)) from error
-    address = f"{_url(hub, request.kind, request.repo_id)}/discussions/{number}"
-    return as_json(_committed(hub, request, oid, True) | {"pullRequestUrl": address})
-
-
-def _committed(hub: Hub, request: Request, oid: str, changed: bool) -> dict:
-    """Return what a commit answers; the head again where nothing has changed."""
     url = f"{_url(hub, request.kind, request.repo_id)}/commit/{oid}"
-    return {"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": "" if changed else "No changes"}
+    return as_json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""} | more)
 
 
 def _branch(repository: Repository, revision: str) -> str:
@@ -134,13 +125,14 @@ def _branch(repository: Repository, revision: str) -> str:
     raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
-def _read(hub: Hub, repository: Repository, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes:
+def _read(hub: Hub, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes:
     """Read a commit's lines: a header, then files, large files, deletions.
 
     Raises:
         HubError: If a large file is not there, a deleted one neither, or a file holds a token of this Hub.
     """
     changes = _Changes()
+    held = {entry.pointer for entry in entries.values()}
     for line in lines:
         value = line["value"]
         match line["key"]:
@@ -154,7 +146,7 @@ def _read(hub: Hub, repository: Repository, entries: Mapping[str, Entry], lines:
             case "lfsFile":
                 pointer = _stored_pointer(hub, value["path"], value["oid"])
                 changes.files[value["path"]] = pointer.content()
-                changes.large_bytes += pointer.size
+                changes.large_bytes += pointer.size if pointer not in held else 0
             case "deletedFile" if value["path"] in entries and not entries[value["path"]].is_folder:
                 changes.removed.append(value["path"])
             case "deletedFolder" if (under := value["path"].rstrip("/")) in entries:

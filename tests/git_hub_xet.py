@@ -6,6 +6,7 @@ index) of one master store that no client ever opens; after a commit the master 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -62,7 +63,11 @@ class XetStore:
             return self._known[sha256].xet_hash if sha256 in self._known else None
 
     def take_in(self, sha256: str, target: Path) -> bool:
-        """Rebuild a file that a client has uploaded, keep it in the master store, and return whether there is one."""
+        """Rebuild a file that a client has uploaded, and keep it in the master store too.
+
+        Returns:
+            Whether there is such a file, and its bytes are what its sha256 says.
+        """
         with self._lock:
             found = next((files[sha256] for store in self._lent if sha256 in (files := _files(store))), None)
             if found is None:
@@ -70,10 +75,14 @@ class XetStore:
             # The client may still hold its store open, and only one process can.
             aside = self.folder / "aside"
             _copy_store(found.store, aside)
-            _download(aside, found, target)
+            _download(aside, found, aside / "file")
+            whole = hashlib.sha256((aside / "file").read_bytes()).hexdigest() == sha256
+            if whole:
+                _upload(self._master, aside / "file", sha256)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (aside / "file").replace(target)
             shutil.rmtree(aside)
-            _upload(self._master, target, sha256)
-        return True
+        return whole
 
 
 def _copy_store(source: Path, target: Path) -> None:
@@ -124,7 +133,6 @@ def _access(store: Path) -> dict[str, object]:
 
 
 def _download(store: Path, file: XetFile, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with hf_xet.XetSession().new_file_download_group(**_access(store)) as group:
         group.start_download_file(hf_xet.XetFileInfo(file.xet_hash, file.size), str(target))
 

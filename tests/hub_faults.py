@@ -5,7 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
+
+ENDPOINTS: Final = frozenset(
+    """
+    auth-check branch commit commits create delete discussions info lfs-batch lfs-complete lfs-duplicate lfs-part
+    lfs-put lfs-verify merge move paths-info preupload refs resolve settings super-squash tag tree validate-yaml whoami
+    xet-token
+    """.split()
+)
+"""What can go wrong, by the names that the server's routes have."""
 
 What = int | Literal["drop", "html", "slow", "truncate"] | Callable[[], object]
 
@@ -15,7 +24,7 @@ class Fault:
     """One thing that goes wrong."""
 
     where: str
-    """Endpoint's name, as in `git_hub.ENDPOINTS`."""
+    """Endpoint's name, one of `ENDPOINTS`."""
     when: Literal["before", "after"]
     """Whether the server has acted when it happens. After, the act stands and its answer is lost or spoilt."""
     what: What
@@ -30,6 +39,10 @@ class Fault:
     """Seconds in the `Retry-After` header of a status code."""
     seconds: float = 1.0
     """How late "slow" is."""
+
+    def __post_init__(self) -> None:
+        if self.where not in ENDPOINTS:
+            raise ValueError(f"{self.where!r} is no endpoint; there are {', '.join(sorted(ENDPOINTS))}")
 
     @classmethod
     def parse(cls, text: str) -> Fault:
@@ -51,7 +64,8 @@ class Logged:
     where: str
     method: str
     path: str
-    user: str | None
+    query: str
+    user: str
 
 
 @dataclass(slots=True)

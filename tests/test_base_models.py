@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import hf_lora, run_python
-from hub_server import COMMIT, hub_on_loopback
+from git_hub_state import Hub
 
 from hf_lora_ext import ConfigError
 from hf_lora_ext.base_models import EMBEDDED_MODEL, find_base_model, find_shape
@@ -43,29 +43,31 @@ def test_a_local_folder_is_itself(tiny_model: Path):
     )
 
 
-def test_with_the_hub_in_reach_name_revision_licence_and_size_come_from_it(tiny_model: Path, tmp_path: Path):
-    with hub_on_loopback({"me/tiny": tiny_model}) as (endpoint, _):
-        found = find("me/tiny", endpoint, tmp_path)
+def test_with_the_hub_in_reach_name_revision_licence_and_size_come_from_it(
+    git_hub: Hub, tiny_model: Path, tmp_path: Path
+):
+    git_hub.create_from("me/tiny", tiny_model)
+    commit = git_hub.push("me/tiny", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
+    found = find("me/tiny", git_hub.endpoint, tmp_path)
     assert found["source"] == "config.json on the Hub (llama, exact)"
     assert found["parameters"] == 35104
     assert (found["path"], found["recorded"], found["revision"], found["license"]) == (
         "me/tiny",
         "me/tiny",
-        COMMIT,
+        commit,
         "apache-2.0",
     )
 
 
-def test_a_name_that_the_hub_does_not_know_is_said_at_once(tiny_model: Path, tmp_path: Path):
-    with hub_on_loopback({"me/tiny": tiny_model}) as (endpoint, _):
-        assert "is not on the Hub, or is private" in find("me/tinny-7b", endpoint, tmp_path)["error"]
+def test_a_name_that_the_hub_does_not_know_is_said_at_once(git_hub: Hub, tmp_path: Path):
+    assert "is not on the Hub, or is private" in find("me/tinny-7b", git_hub.endpoint, tmp_path)["error"]
 
 
-def test_a_gated_model_still_gets_a_preset(tiny_model: Path, tmp_path: Path):
-    gated = {"me/gated-7b": tiny_model, "meta-llama/Llama-2-7b-hf": tiny_model}
-    with hub_on_loopback(gated, gated=frozenset(gated)) as (endpoint, _):
-        named = find("me/gated-7b", endpoint, tmp_path)
-        shipped = find("meta-llama/Llama-2-7b-hf", endpoint, tmp_path)
+def test_a_gated_model_still_gets_a_preset(git_hub: Hub, tiny_model: Path, tmp_path: Path):
+    for name in ("me/gated-7b", "meta-llama/Llama-2-7b-hf"):
+        git_hub.create_from(name, tiny_model, gated="manual")
+    named = find("me/gated-7b", git_hub.endpoint, tmp_path)
+    shipped = find("meta-llama/Llama-2-7b-hf", git_hub.endpoint, tmp_path)
     assert (named["parameters"], named["source"].partition(" (")[0]) == (7 * 10**9, "its name")
     assert (shipped["parameters"], shipped["source"].partition(" (")[0]) == (
         6_738_415_616,
@@ -74,29 +76,29 @@ def test_a_gated_model_still_gets_a_preset(tiny_model: Path, tmp_path: Path):
 
 
 def test_the_quickstarts_model_comes_from_the_hub_where_it_is_in_reach(
-    tiny_model: Path, tiny_recipe: Path, tmp_path: Path
+    git_hub: Hub, tiny_model: Path, tiny_recipe: Path, tmp_path: Path
 ):
     """The same command, the same id: a small model under that id on a Hub on loopback is what gets trained."""
-    with hub_on_loopback({EMBEDDED_MODEL: tiny_model}) as (endpoint, log):
-        result = hf_lora(
-            "train", tiny_recipe, f"model={EMBEDDED_MODEL}", "--json", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path)
-        )
+    git_hub.create_from(EMBEDDED_MODEL, tiny_model)
+    result = hf_lora(
+        "train", tiny_recipe, f"model={EMBEDDED_MODEL}", "--json", HF_ENDPOINT=git_hub.endpoint, HF_HOME=str(tmp_path)
+    )
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)["facts"]
-    assert facts["base_model"]["revision"] == COMMIT
+    assert facts["base_model"]["revision"] == git_hub.head(EMBEDDED_MODEL)
     assert facts["base_model"]["parameters"] == 35104
     assert "note" not in facts["base_model"]
-    assert any("model.safetensors" in request for request in log)
+    assert any(request.path.endswith("model.safetensors") for request in git_hub.faults.log)
     config = json.loads((tiny_recipe.parent / "run" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == EMBEDDED_MODEL
 
 
-def test_a_downloaded_model_is_found_when_the_hub_is_away(tiny_model: Path, tmp_path: Path):
+def test_a_downloaded_model_is_found_when_the_hub_is_away(git_hub: Hub, tiny_model: Path, tmp_path: Path):
     download = "from huggingface_hub import snapshot_download; snapshot_download('me/tiny')"
-    with hub_on_loopback({"me/tiny": tiny_model}) as (endpoint, _):
-        assert run_python("-c", download, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path)).returncode == 0
+    git_hub.create_from("me/tiny", tiny_model)
+    assert run_python("-c", download, HF_ENDPOINT=git_hub.endpoint, HF_HOME=str(tmp_path)).returncode == 0
     found = find("me/tiny", NOWHERE, tmp_path)
-    assert found["revision"] == COMMIT
+    assert found["revision"] == git_hub.head("me/tiny")
     assert found["recorded"] == "me/tiny"
     assert Path(found["path"]).is_dir()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PAIRS, hf_lora, run_python, write_jsonl
-from hub_server import COMMIT, hub_on_loopback
+from git_hub_state import Hub
 
 LOAD = """
 import json, sys
@@ -21,12 +21,14 @@ print(json.dumps(answer))
 
 
 @pytest.fixture
-def dataset_folder(tmp_path: Path) -> Path:
+def commit(git_hub: Hub, tmp_path: Path) -> str:
+    """The commit of a dataset `me/sums` on the Hub."""
     folder = tmp_path / "repository"
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", PAIRS)
     write_jsonl(folder / "test.jsonl", PAIRS[:5])
-    return folder
+    git_hub.create_from("me/sums", folder, kind="dataset")
+    return git_hub.head("me/sums", kind="dataset")
 
 
 def load(endpoint: str, cache: Path, *arguments: str) -> dict:
@@ -35,24 +37,28 @@ def load(endpoint: str, cache: Path, *arguments: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_dataset_comes_by_name_and_split_with_its_commit(dataset_folder: Path, tmp_path: Path):
-    with hub_on_loopback({"datasets/me/sums": dataset_folder}) as (endpoint, _):
-        assert load(endpoint, tmp_path, "me/sums", "train") == {
-            "rows": 40,
-            "columns": ["prompt", "completion"],
-            "commit": COMMIT,
-        }
-        assert load(endpoint, tmp_path, "me/sums", "test", COMMIT)["rows"] == 5
-        assert "set data.split" in load(endpoint, tmp_path, "me/sums", "trian")["error"]
-        assert "nor a dataset on the Hub" in load(endpoint, tmp_path, "me/summs", "train")["error"]
-        assert "at revision 'v9'" in load(endpoint, tmp_path, "me/sums", "train", "v9")["error"]
+def test_a_dataset_comes_by_name_and_split_with_its_commit(git_hub: Hub, commit: str, tmp_path: Path):
+    endpoint = git_hub.endpoint
+    assert load(endpoint, tmp_path, "me/sums", "train") == {
+        "rows": 40,
+        "columns": ["prompt", "completion"],
+        "commit": commit,
+    }
+    assert load(endpoint, tmp_path, "me/sums", "test", commit)["rows"] == 5
+    assert "set data.split" in load(endpoint, tmp_path, "me/sums", "trian")["error"]
+    assert "nor a dataset on the Hub" in load(endpoint, tmp_path, "me/summs", "train")["error"]
+    assert "at revision 'v9'" in load(endpoint, tmp_path, "me/sums", "train", "v9")["error"]
 
 
-def test_a_run_on_a_hub_dataset_records_its_revision(dataset_folder: Path, tiny_recipe: Path, tmp_path: Path):
-    with hub_on_loopback({"datasets/me/sums": dataset_folder}) as (endpoint, _):
-        result = hf_lora(
-            "train", tiny_recipe, "data.source=me/sums", "--json", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf")
-        )
+def test_a_run_on_a_hub_dataset_records_its_revision(git_hub: Hub, commit: str, tiny_recipe: Path, tmp_path: Path):
+    result = hf_lora(
+        "train",
+        tiny_recipe,
+        "data.source=me/sums",
+        "--json",
+        HF_ENDPOINT=git_hub.endpoint,
+        HF_HOME=str(tmp_path / "hf"),
+    )
     assert result.returncode == 0, result.stderr
     data = json.loads(result.stdout)["facts"]["data"]
-    assert (data["name"], data["revision"], data["form"]) == ("me/sums", COMMIT, "prompt-completion")
+    assert (data["name"], data["revision"], data["form"]) == ("me/sums", commit, "prompt-completion")

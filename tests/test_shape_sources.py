@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import run_python
-from hub_server import hub_on_loopback
+from git_hub_state import Hub
 from test_families import SMALL, real_config, real_model
 
 from hf_lora_ext import ConfigError
@@ -182,7 +182,7 @@ def test_a_broken_or_empty_folder_is_refused_with_the_family(tmp_path: Path):
         find_shape(folder)
 
 
-def test_the_hub_tells_an_unknown_familys_size_by_weights_index_dimensions_or_name(tmp_path: Path):
+def test_the_hub_tells_an_unknown_familys_size_by_weights_index_dimensions_or_name(git_hub: Hub, tmp_path: Path):
     index = {"model.safetensors_index_json": INDEX}
     repositories = {
         "me/counted": write_model(tmp_path / "counted", UNKNOWN, FLOATS),
@@ -196,8 +196,9 @@ def test_the_hub_tells_an_unknown_familys_size_by_weights_index_dimensions_or_na
         "me/indexed": [10**6, "model.safetensors.index.json on the Hub (total_size in bfloat16)"],
         "me/packed": [22008, "config.json on the Hub (estimated as a Llama of its dimensions)"],
     }
-    with hub_on_loopback(repositories) as (endpoint, log):
-        result = run_python("-c", FIND, *repositories, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "cache"))
+    for name, folder in repositories.items():
+        git_hub.create_from(name, folder)
+    result = run_python("-c", FIND, *repositories, HF_ENDPOINT=git_hub.endpoint, HF_HOME=str(tmp_path / "cache"))
     assert result.returncode == 0, result.stderr
     found = dict(zip(repositories, map(json.loads, result.stdout.splitlines()), strict=True))
     assert {name: found[name] for name in expected} == expected
@@ -205,4 +206,6 @@ def test_the_hub_tells_an_unknown_familys_size_by_weights_index_dimensions_or_na
     assert found["me/named-3B"][1].startswith("its name (of the config.json on the Hub's model_type='llama99'")
     assert found["me/none"][0] is None
     assert "and its name states no size; give a local folder" in found["me/none"][1]
-    assert not any(request.endswith("model.safetensors") for request in log)  # sizes cost no weights
+    assert not any(
+        request.path.endswith("model.safetensors") for request in git_hub.faults.log
+    )  # sizes cost no weights
