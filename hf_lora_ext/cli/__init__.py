@@ -16,6 +16,7 @@ VERBS: Final = {
     "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
+    "card": "Write or refresh the model card from a run's facts.",
 }
 """Verb → the first line of its help, so that `hf-lora --help` loads no verb."""
 
@@ -26,6 +27,7 @@ Examples:
   hf-lora preset 7B --gpu 24
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
+  hf-lora card out/quickstart
 
 Exit codes: 0 done; 2 something given was wrong, or nothing fits; 130 interrupted; 1 a bug.
 """
