@@ -12,8 +12,9 @@ from typing import Any, Final
 from . import hub
 from .errors import ConfigError
 from .facts import BaseModelFacts, Facts
-from .licences import Terms, duties_of, licence_of_text
+from .licences import LICENCE_TERMS
 from .release_card import card_metadata_of
+from .release_terms import Terms, licence_of_text
 
 __all__ = ["copy_agreement", "find_base", "find_terms"]
 
@@ -83,7 +84,7 @@ def _local_terms(folder: Path) -> dict[str, Any]:
 
 def copy_agreement(base: BaseModelFacts | None, recorded: str | None, license: str, folder: Path) -> list[str]:
     """Put the texts that the licence asks for into the release where it has none, and return their names."""
-    if duties_of(license) is None or any(_AGREEMENT.fullmatch(file.name) for file in folder.iterdir()):
+    if license not in LICENCE_TERMS or any(_AGREEMENT.fullmatch(file.name) for file in folder.iterdir()):
         return []
     if recorded and Path(recorded).is_dir():
         texts = [file for file in sorted(Path(recorded).iterdir()) if _AGREEMENT.fullmatch(file.name)]

@@ -1,180 +1,63 @@
-"""What the base's licence asks of an adapter that is published, and what of it is missing.
+"""What a base model's licence asks of an adapter that is passed on, by the licence's Hub identifier.
 
-Sources: section 1.b of the Llama 2, 3, 3.1, 3.2, 3.3 and 4 Community License Agreements; section 3.1 of the Gemma Terms
-of Use. This is a reading of them by engineers, no legal advice.
+Sources: section 1.b of each Llama community licence, sections 3.1 and 3.2 of the Gemma Terms of Use. This names what
+to do; it is no legal advice, and the agreement itself is what binds.
 """
 
-from __future__ import annotations
-
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from .errors import ConfigError, nearest
-
-__all__ = ["HUB_LICENCES", "Duties", "Terms", "duties_of", "find_missing", "licence_of_text", "notice_for"]
-
-HUB_LICENCES: Final = frozenset(
-    """
-    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
-    bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0
-    etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 h-research
-    intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit
-    mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 open-mdw openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl
-    postgresql unknown unlicense wtfpl zlib
-    """.split()
-)
-"""The identifiers that a card may have (https://huggingface.co/docs/hub/repositories-licenses)."""
+__all__ = ["LICENCE_TERMS", "LicenceTerms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """The licence that an adapter is published under."""
+class LicenceTerms:
+    """What one licence asks for."""
 
-    id: str
-    """The Hub's identifier."""
-    name: str | None = None
-    """Its name, where the identifier is `other`."""
-    link: str | None = None
-    """Where its text is, where the identifier is `other`."""
-
-    def __post_init__(self) -> None:
-        if self.id not in HUB_LICENCES:
-            raise ConfigError(f"license {self.id!r} is no identifier of the Hub ({nearest(self.id, HUB_LICENCES)})")
-        if self.id == "other" and not (self.name and self.link):
-            raise ConfigError(
-                "license other needs its name and a link to its text; give license_name= and license_link="
-            )
-
-    def metadata(self) -> dict[str, str]:
-        """Return the card's keys."""
-        known = {"license": self.id, "license_name": self.name, "license_link": self.link}
-        return {key: value for key, value in known.items() if value}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duties:
-    """What a licence asks of a published adapter."""
-
-    attribution: str
-    """The line that the NOTICE file must hold."""
-    shown: str | None = None
-    """What the card must show."""
-    name_begins: str | None = None
-    """How the repository's name must begin."""
     agreement: str
-    """What the copy of the agreement is called, for messages."""
+    """Where the agreement is; a copy of it goes with the adapter."""
+    policy: str
+    """Where the uses are listed that it forbids, to every user of the adapter too."""
+    attribution: str
+    """The line that goes into a `NOTICE` file, word for word."""
+    built_with: str | None = None
+    """What is displayed prominently."""
+    name_prefix: str | None = None
+    """What the adapter's name begins with."""
 
 
-def _llama(version: str, *, named: bool) -> Duties:
-    return Duties(
+def _llama(version: str, slug: str, *, meta: str = "") -> LicenceTerms:
+    name = f"{meta}Llama {version}"
+    return LicenceTerms(
+        agreement=f"https://www.llama.com/{slug}/license/",
+        policy=f"https://www.llama.com/{slug}/use-policy/",
         attribution=(
-            f"Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta Platforms, "
-            "Inc. All Rights Reserved."
+            f"{name} is licensed under the {name} Community License, Copyright © Meta Platforms, Inc. "
+            "All Rights Reserved."
         ),
-        shown="Built with Llama" if named else None,
-        name_begins="Llama" if named else None,
-        agreement=f"Llama {version} Community License Agreement",
+        built_with="Built with Meta Llama 3" if meta else "Built with Llama",
+        name_prefix="Llama 3" if meta else "Llama",
     )
 
 
-_DUTIES: Final[Mapping[str, Duties]] = {
-    "llama2": Duties(
+LICENCE_TERMS: Final = {
+    "llama2": LicenceTerms(
+        agreement="https://ai.meta.com/llama/license/",
+        policy="https://ai.meta.com/llama/use-policy/",
         attribution=(
-            "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights "
-            "Reserved."
+            "Llama 2 is licensed under the LLAMA 2 Community License, Copyright © Meta Platforms, Inc. "
+            "All Rights Reserved."
         ),
-        agreement="Llama 2 Community License Agreement",
     ),
-    "llama3": Duties(
-        attribution=(
-            "Meta Llama 3 is licensed under the Meta Llama 3 Community License, Copyright © Meta Platforms, Inc. All "
-            "Rights Reserved."
-        ),
-        shown="Built with Meta Llama 3",
-        name_begins="Llama 3",
-        agreement="Meta Llama 3 Community License Agreement",
-    ),
-    "llama3.1": _llama("3.1", named=True),
-    "llama3.2": _llama("3.2", named=True),
-    "llama3.3": _llama("3.3", named=True),
-    "llama4": _llama("4", named=True),
-    "gemma": Duties(
+    "llama3": _llama("3", "llama3", meta="Meta "),
+    "llama3.1": _llama("3.1", "llama3_1"),
+    "llama3.2": _llama("3.2", "llama3_2"),
+    "llama3.3": _llama("3.3", "llama3_3"),
+    "llama4": _llama("4", "llama4"),
+    "gemma": LicenceTerms(
+        agreement="https://ai.google.dev/gemma/terms",
+        policy="https://ai.google.dev/gemma/prohibited_use_policy",
         attribution="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
-        shown="ai.google.dev/gemma/prohibited_use_policy",
-        agreement="Gemma Terms of Use",
     ),
 }
-
-
-def duties_of(license: str) -> Duties | None:
-    """Return what a licence asks, or None where it asks for no more than its name on the card."""
-    return _DUTIES.get(license)
-
-
-def notice_for(license: str) -> str | None:
-    """Return the text of the NOTICE file that a licence asks for."""
-    duties = duties_of(license)
-    return duties.attribution + "\n" if duties else None
-
-
-_OPENINGS: Final = (
-    ("llama3.1", r"LLAMA 3\.1 COMMUNITY LICENSE"),
-    ("llama3.2", r"LLAMA 3\.2 COMMUNITY LICENSE"),
-    ("llama3.3", r"LLAMA 3\.3 COMMUNITY LICENSE"),
-    ("llama4", r"LLAMA 4 COMMUNITY LICENSE"),
-    ("llama3", r"META LLAMA 3 COMMUNITY LICENSE"),
-    ("llama2", r"LLAMA 2 COMMUNITY LICENSE"),
-    ("gemma", r"Gemma Terms of Use"),
-    ("apache-2.0", r"Apache License\s+Version 2\.0"),
-    ("mit", r"MIT License|Permission is hereby granted, free of charge, to any person"),
-    ("bsd-3-clause", r"BSD 3-Clause"),
-    ("cc-by-4.0", r"Creative Commons Attribution 4\.0 International"),
-)
-
-
-def licence_of_text(text: str) -> str | None:
-    """Return the identifier of a licence's text, by its title, or None.
-
-    >>> licence_of_text("MIT License, Copyright")
-    'mit'
-    """
-    start = text[:3000]
-    return next((name for name, title in _OPENINGS if re.search(title, start, re.IGNORECASE)), None)
-
-
-def find_missing(license: str, repository: str, files: Iterable[str], card: str, notice: str) -> list[str]:
-    """Return what a licence asks for and the release lacks, each with how to add it.
-
-    Args:
-        license: The Hub's identifier.
-        repository: The repository's name, without its owner.
-        files: The paths that go.
-        card: The card's text.
-        notice: The NOTICE file's text, or nothing.
-    """
-    if (duties := duties_of(license)) is None:
-        return []
-    missing = []
-    if duties.name_begins and not _begins(repository, duties.name_begins):
-        missing.append(
-            f"a name that begins with {duties.name_begins.replace(' ', '-')} ({repository!r} does not): push to "
-            f"{duties.name_begins.replace(' ', '-')}-{repository}"
-        )
-    if not any(path.partition(".")[0] in {"LICENSE", "LICENCE"} for path in files):
-        missing.append(f"a copy of the {duties.agreement}: put it into the folder as LICENSE")
-    if duties.attribution not in notice:
-        missing.append(f"a NOTICE file with the line {duties.attribution!r}")
-    if duties.shown and duties.shown not in card:
-        missing.append(f"{duties.shown!r} on the card: write it into README.md")
-    return missing
-
-
-def _begins(name: str, words: str) -> bool:
-    """Tell whether a name begins with words, whatever joins them."""
-    plain = [text.lower().replace("-", "").replace("_", "").replace(" ", "") for text in (name, words)]
-    return plain[0].startswith(plain[1])
+"""Hub identifier → terms; a licence that is not here asks for nothing that a card could say."""

@@ -18,10 +18,11 @@ from .gathering import Gathered
 from .hub.repository import is_public_dataset, stored_token
 from .landing import RemoteFile
 from .leaks import Leak, PrivateNames, find_private_names, find_secrets, redacted_json
-from .licences import Terms, duties_of, find_missing, notice_for
+from .licences import LICENCE_TERMS
 from .machine import private_folders, private_people, secrets_of_environment
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, is_machine_made, is_text, without_remarks
 from .release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
+from .release_terms import Terms, find_missing, notice_for
 from .stored_adapter import StoredAdapter, check_against_config, read_stored_adapter
 
 __all__ = ["Release", "ReleasedFile", "identified", "prepare"]
@@ -102,7 +103,11 @@ def prepare(gathered: Gathered, repo_id: str, terms: Mapping[str, str | None], t
     recorded = config.get("base_model_name_or_path")
     base, agreed = find_terms(find_base(config, facts), recorded, card_metadata_of(own) if own else {}, terms)
     changes += _add_texts(folder, base, recorded, agreed)
-    card, origin = card_for(own, facts, _known(folder, base, agreed))
+    told = replace(facts, base_model=base) if facts else Facts(base_model=base, adapter=describe_saved(folder))
+    told = replace(told, repo_id=repo_id)
+    card, origin = card_for(own, told, is_of_a_run=facts is not None)
+    if facts:
+        (folder / "facts.json").write_text(told.to_json(), encoding="utf8")
     card, amended = with_metadata(card, base_metadata(base) | {"library_name": "peft"} | agreed.metadata())
     changes += [f"{CARD}: {origin}" + (f"; metadata set: {', '.join(amended)}" if amended else "")]
     (folder / CARD).write_text(card, encoding="utf8", newline="")
@@ -202,12 +207,7 @@ def _add_texts(folder: Path, base: BaseModelFacts | None, recorded: Any, terms: 
 
 def _binding(base: BaseModelFacts | None, terms: Terms) -> str:
     """Return the licence whose duties hold: the base's, whatever the adapter's own is."""
-    return base.license if base and base.license and duties_of(base.license) else terms.id
-
-
-def _known(folder: Path, base: BaseModelFacts | None, terms: Terms) -> Facts:
-    described = describe_saved(folder)
-    return Facts(base_model=replace(base, license=terms.id) if base else None, adapter=described)
+    return base.license if base and base.license and base.license in LICENCE_TERMS else terms.id
 
 
 def _scan(folder: Path, stored: StoredAdapter, private: PrivateNames) -> Iterator[Leak]:

@@ -259,7 +259,8 @@ def _tagged_twin(repository: Repository, request: PushRequest, release: Release)
 
 def _made(repository: Repository, request: PushRequest) -> str:
     """Make the repository and the branch where they are missing, and return the branch's head."""
-    repository.create(request.private)
+    if repository.is_private() is None:
+        repository.create(request.private)
     if request.revision != MAIN and repository.head(request.revision) is None:
         repository.create_branch(request.revision)
     head = repository.head(request.revision)

@@ -4,48 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
+from .card_ownership import is_machine_made, resealed, your_text
 from .cards import render_card
 from .errors import ConfigError
 from .facts import BaseModelFacts, Facts
 from .strict_yaml import dump_yaml, read_yaml
 
-__all__ = ["base_metadata", "card_for", "card_metadata_of", "card_problems", "is_stock", "with_metadata"]
+__all__ = ["base_metadata", "card_for", "card_metadata_of", "card_problems", "with_metadata"]
 
 _HEADER: Final = re.compile(r"\A---\r?\n(?P<yaml>.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
-_STOCK: Final = re.compile(
-    r"More Information Needed|fine-tuned version of \[?None\]?|Generated from trainer|base_model: None"
+_PLACEHOLDER: Final = re.compile(
+    r"More Information Needed|fine-tuned version of \[?None\]?|^base_model: None", re.MULTILINE
 )
 
 
-def is_stock(card: str) -> bool:
-    """Return whether a card is what peft, trl or transformers writes by itself, with placeholders."""
-    return bool(_STOCK.search(card))
-
-
-def card_for(own: str | None, facts: Facts | None, known: Facts) -> tuple[str, str]:
+def card_for(own: str | None, facts: Facts, *, is_of_a_run: bool) -> tuple[str, str]:
     """Return the card's text, and where it is from.
 
     Args:
-        own: The folder's README.md.
-        facts: The run's facts, as they are published.
-        known: What adapter and base tell where there are no facts of a run.
+        own: The folder's README.md; what a person wrote in it is kept.
+        facts: What the card would be made from.
+        is_of_a_run: Whether they are a run's; else they are what adapter and base tell by themselves.
     """
-    if own is not None and not is_stock(own) and not (facts and _is_rendered(own)):
+    if own is not None and not is_machine_made(own):
         return own, "the folder's own README.md"
-    if facts is not None:
-        return render_card(replace(facts, base_model=known.base_model or facts.base_model)), "facts.json"
-    return render_card(known), "the adapter's config alone; train with FactsCallback for a full one"
-
-
-def _is_rendered(card: str) -> bool:
-    """Return whether a card is one of ours, which its tags say."""
-    try:
-        return "hf_lora_ext" in (card_metadata_of(card).get("tags") or ())
-    except ConfigError:
-        return False
+    card = render_card(facts, your_text=your_text(own or ""))
+    return card, "facts.json" if is_of_a_run else "the adapter's config alone; train with FactsCallback for a full one"
 
 
 def card_metadata_of(card: str) -> dict[str, Any]:
@@ -78,7 +64,8 @@ def with_metadata(card: str, wanted: Mapping[str, Any]) -> tuple[str, list[str]]
     merged = {key: value for key, value in (found | dict(wanted)).items() if value is not None}
     match = _HEADER.match(card)
     body = card[match.end() :] if match else "\n" + card
-    return f"---\n{dump_yaml(merged)}---\n{body}", sorted(changes)
+    amended = f"---\n{dump_yaml(merged)}---\n{body}"
+    return resealed(amended) if is_machine_made(card) else amended, sorted(changes)
 
 
 def base_metadata(base: BaseModelFacts | None) -> dict[str, Any]:
@@ -98,6 +85,6 @@ def card_problems(card: str) -> list[str]:
             problems.append(f"README.md's base_model {base!r} is no Hub id such as owner/name; correct or remove it")
     if "licence" in metadata:
         problems.append("README.md's metadata has the key licence, the Hub reads license; rename it")
-    if is_stock(card):
+    if _PLACEHOLDER.search(card):
         problems.append("README.md has placeholders; fill them in or remove them")
     return problems

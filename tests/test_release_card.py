@@ -3,8 +3,9 @@
 import pytest
 
 from hf_lora_ext import ConfigError, Facts, render_card
+from hf_lora_ext.card_ownership import is_machine_made
 from hf_lora_ext.facts import BaseModelFacts
-from hf_lora_ext.release_card import base_metadata, card_for, card_metadata_of, card_problems, is_stock, with_metadata
+from hf_lora_ext.release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
 
 BASE = BaseModelFacts(name="me/base", on_hub=True, license="mit")
 KNOWN = Facts(base_model=BASE, adapter={"kind": "LORA", "rank": 2})
@@ -13,19 +14,25 @@ RUN = Facts(base_model=BASE, adapter={"kind": "LORA", "rank": 2}, run={"steps": 
 
 def test_a_card_written_by_hand_is_kept_as_it_is():
     own = "---\nlicense: mit\n---\n# Mine\n"
-    assert card_for(own, RUN, KNOWN) == (own, "the folder's own README.md")
+    assert card_for(own, RUN, is_of_a_run=True) == (own, "the folder's own README.md")
 
 
-@pytest.mark.parametrize("own", [None, "# Model Card\n[More Information Needed]", "fine-tuned version of [None](x)"])
-def test_a_card_of_placeholders_gives_way_to_one_of_facts(own: str | None):
-    assert card_for(own, RUN, KNOWN) == (render_card(RUN), "facts.json")
-    text, origin = card_for(own, None, KNOWN)
-    assert (text, "config alone" in origin) == (render_card(KNOWN), True)
-    assert not is_stock(text)
+def test_a_card_of_ours_is_rendered_anew_and_keeps_its_users_text():
+    own = render_card(KNOWN, your_text="My words.")
+    card, origin = card_for(own, RUN, is_of_a_run=True)
+    assert (card, origin) == (render_card(RUN, your_text="My words."), "facts.json")
 
 
-def test_a_card_of_ours_is_rendered_anew_from_the_facts():
-    assert card_for(render_card(KNOWN), RUN, KNOWN)[0] == render_card(RUN)
+def test_without_a_card_there_is_one_of_what_is_known():
+    card, origin = card_for(None, KNOWN, is_of_a_run=False)
+    assert card == render_card(KNOWN)
+    assert "config alone" in origin
+
+
+def test_a_card_of_ours_stays_one_when_its_metadata_is_set():
+    card, keys = with_metadata(render_card(RUN), {"license": "cc0-1.0"})
+    assert keys == ["license"]
+    assert is_machine_made(card)
 
 
 def test_metadata_that_agrees_leaves_every_byte():
