@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .push_plan import PushPlan, PushResult
     from .recipe import Recipe, load_recipe
     from .remedies import DoesNotFit
-    from .rollback import RolledBack, rollback
+    from .rollbacks import RolledBack, rollback
     from .runner import RunResult, run_recipe
     from .verification import Verified, verify_push
 
@@ -78,8 +78,8 @@ _LAZY: Final = {
     "PushPlan": "push_plan",
     "PushResult": "push_plan",
     "push_adapter": "push",
-    "RolledBack": "rollback",
-    "rollback": "rollback",
+    "RolledBack": "rollbacks",
+    "rollback": "rollbacks",
     "Verified": "verification",
     "verify_push": "verification",
 }

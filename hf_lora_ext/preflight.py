@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -111,7 +111,8 @@ def prepare(gathered: Gathered, repo_id: str, terms: Mapping[str, str | None], t
     card, amended = with_metadata(card, base_metadata(base) | {"library_name": "peft"} | agreed.metadata())
     changes += [f"{CARD}: {origin}" + (f"; metadata set: {', '.join(amended)}" if amended else "")]
     (folder / CARD).write_text(card, encoding="utf8", newline="")
-    problems = [*map(str, _scan(folder, stored, private)), *card_problems(card)]
+    leaks = _scan(folder, stored, private)
+    problems = [*map(str, _in_the_users_lines(leaks, own, card)), *card_problems(card)]
     problems += _undone(folder, repo_id, base, agreed, card)
     if problems:
         raise PushError(_refusal(problems))
@@ -208,6 +209,13 @@ def _add_texts(folder: Path, base: BaseModelFacts | None, recorded: Any, terms: 
 def _binding(base: BaseModelFacts | None, terms: Terms) -> str:
     """Return the licence whose duties hold: the base's, whatever the adapter's own is."""
     return base.license if base and base.license and base.license in LICENCE_TERMS else terms.id
+
+
+def _in_the_users_lines(leaks: Iterable[Leak], own: str | None, card: str) -> Iterator[Leak]:
+    """Give leaks in the card the lines that they have in the folder's own card, whose metadata may be shorter."""
+    shift = card.count("\n") - own.count("\n") if own is not None else 0
+    for leak in leaks:
+        yield replace(leak, line=max(1, leak.line - shift)) if leak.file == CARD else leak
 
 
 def _scan(folder: Path, stored: StoredAdapter, private: PrivateNames) -> Iterator[Leak]:

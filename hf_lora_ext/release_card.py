@@ -14,7 +14,7 @@ from .strict_yaml import dump_yaml, read_yaml
 
 __all__ = ["base_metadata", "card_for", "card_metadata_of", "card_problems", "with_metadata"]
 
-_HEADER: Final = re.compile(r"\A---\r?\n(?P<yaml>.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+_HEADER: Final = re.compile(r"\A\s*---\r?\n(?P<yaml>.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 _PLACEHOLDER: Final = re.compile(
     r"More Information Needed|fine-tuned version of \[?None\]?|^base_model: None", re.MULTILINE
 )

@@ -30,7 +30,7 @@ LAYERS = {
     "plots": 3, "base_terms": 3,
     "evaluation": 3, "run_folder": 3, "stored_weights": 3,
     "callbacks": 4, "training": 4, "runner": 4,
-    "gathering": 4, "preflight": 4, "verification": 4, "push": 4, "rollback": 4,
+    "gathering": 4, "preflight": 4, "verification": 4, "push": 4, "rollbacks": 4,
     "cli": 5, "__init__": 5,
 }  # fmt: skip
 THIRD_PARTY = {

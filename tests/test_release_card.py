@@ -53,6 +53,10 @@ def test_a_card_without_metadata_gets_them():
     assert changed == "---\nlicense: mit\n---\n\n# Text\n"
 
 
+def test_metadata_after_an_empty_line_are_metadata_as_the_hub_reads_them():
+    assert card_metadata_of("\n---\nlicense: mit\n---\n# Text\n") == {"license": "mit"}
+
+
 def test_a_base_that_is_no_hub_id_is_not_named():
     assert base_metadata(BASE) == {"base_model": "me/base", "base_model_relation": "adapter"}
     assert base_metadata(BaseModelFacts(name="base", on_hub=False)) == {"base_model": None, "base_model_relation": None}

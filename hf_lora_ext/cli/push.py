@@ -45,9 +45,10 @@ refused.
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output; do not ask.")
 def command(folder: str, repo: str, no_verify: bool, yes: bool, as_json: bool, **given: Any) -> None:
     """Publish an adapter on the Hub, checked before and verified after."""
+    from ..hub import show_no_progress
     from ..push import push_adapter
 
-    _quieten()
+    show_no_progress()
 
     def confirm(plan: PushPlan) -> bool:
         if as_json:
@@ -66,14 +67,6 @@ def command(folder: str, repo: str, no_verify: bool, yes: bool, as_json: bool, *
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _quieten() -> None:
-    """Leave the screen to our own lines."""
-    from huggingface_hub.utils import disable_progress_bars, logging
-
-    disable_progress_bars()
-    logging.set_verbosity_error()
 
 
 def _print(result: PushResult) -> None:

@@ -26,8 +26,10 @@ it is not there, a byte differs, or it is no whole adapter.
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 def command(repo: str, revision: str | None, folder: str | None, as_json: bool) -> None:
     """Check that an adapter on the Hub is whole and loads."""
+    from ..hub import show_no_progress
     from ..verification import verify_push
 
+    show_no_progress()
     checked = verify_push(repo, revision, folder)
     if as_json:
         click.echo(json.dumps(checked.to_dict()))

@@ -21,6 +21,7 @@ __all__ = [
     "find_model",
     "load_hub_dataset",
     "model_config",
+    "show_no_progress",
     "stored_elements",
     "weights_index",
 ]
@@ -172,6 +173,16 @@ def cached_model_folder(name: str, revision: str | None = None) -> Path | None:
         return None
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
     return folder if has_weights and (folder / "config.json").is_file() else None
+
+
+def show_no_progress() -> None:
+    """Leave the screen to our own lines: no bars of the client, and only its errors."""
+    import logging
+
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def cache_folder() -> Path:

@@ -30,6 +30,11 @@ class Failure:
     retry_after: float | None = None
     """How long the server asks to wait, in seconds."""
 
+    @property
+    def told(self) -> str:
+        """What happened, with the wait that the server asks for."""
+        return f"{self.text}, and asks to wait {self.retry_after:,.0f} s" if self.retry_after else self.text
+
 
 def is_network_failure(error: BaseException) -> bool:
     """Tell a transport failure of the client's HTTP library, whichever it is, from a bug."""
@@ -109,11 +114,5 @@ def patiently(call: Callable[[], Result], doing: str, tries: int = TRIES) -> Res
                 raise
             pause = wait_seconds(attempt, failure.retry_after, tries) if failure.kind == "transient" else None
             if pause is None:
-                raise PushError(f"{doing}: {_told(failure)}") from error
+                raise PushError(f"{doing}: {failure.told}") from error
         time.sleep(pause)
-
-
-def _told(failure: Failure) -> str:
-    if failure.retry_after:
-        return f"{failure.text}, and asks to wait {failure.retry_after:,.0f} s"
-    return failure.text
