@@ -22,8 +22,10 @@ def say(line):
 push_adapter(sys.argv[1], "me/sums", license="mit", tag="v1", say=say)
 """
 STEPS = ("gather", "check", "show", "commit", "verify", "tag", "done")
-CALLS = [("create", "after"), ("preupload", "after"), ("xet-token", "before"), ("commit", "before"), ("commit", "after"),
-         ("resolve", "before"), ("tag", "before"), ("tag", "after")]  # fmt: skip
+CALLS = [
+    *(("create", "after"), ("preupload", "after"), ("xet-token", "before"), ("commit", "before"), ("commit", "after")),
+    *(("resolve", "before"), ("tag", "before"), ("tag", "after")),
+]
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def start(hub: Hub, adapter: Path, step: str) -> subprocess.Popen:
     )
 
 
-def finished(hub: Hub, adapter: Path, tmp_path: Path) -> None:
+def finished(hub: Hub, adapter: Path) -> None:
     """Push again and look at everything."""
     if hub.exists("model", REPO):
         assert hub.history(REPO) in (COMMITS, COMMITS[1:])
@@ -51,17 +53,17 @@ def finished(hub: Hub, adapter: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_the_beginning_of_a_step(git_hub: Hub, adapter: Path, step: str, tmp_path: Path):
+def test_killed_at_the_beginning_of_a_step(git_hub: Hub, adapter: Path, step: str):
     process = start(git_hub, adapter, step)
     assert process.wait(300) == -signal.SIGKILL
-    finished(git_hub, adapter, tmp_path)
+    finished(git_hub, adapter)
 
 
 @pytest.mark.parametrize(
     ("where", "when"), [pytest.param(*c, marks=[] if c == ("commit", "after") else pytest.mark.slow) for c in CALLS]
 )
-def test_killed_while_the_hub_acts(git_hub: Hub, adapter: Path, where: str, when: str, tmp_path: Path):
+def test_killed_while_the_hub_acts(git_hub: Hub, adapter: Path, where: str, when: str):
     process = start(git_hub, adapter, "never")
     git_hub.faults.add(where, when, process.kill)
     assert process.wait(300) == -signal.SIGKILL
-    finished(git_hub, adapter, tmp_path)
+    finished(git_hub, adapter)
