@@ -76,6 +76,13 @@ def git_hub(tmp_path: Path) -> Iterator["Hub"]:
         yield hub
 
 
+@pytest.fixture(params=["xet", "lfs"])
+def transfer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Send large files by Xet, and once more by LFS with Xet turned off; return which."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", request.param == "lfs")
+    return request.param
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
     return path

@@ -104,12 +104,11 @@ class Hub:
     accounts: dict[str, Account] = field(default_factory=default_accounts)
     faults: Faults = field(default_factory=Faults)
     private_quota_bytes: int | None = None
-    """What a namespace's private repositories may hold."""
+    """What a namespace's private repositories may hold of large files on main."""
     page_size: int = 1000
     """Entries on a page of a tree."""
     multipart_bytes: int = 5 << 20
     """Large files beyond it go up in parts of this size."""
-
     bugs: list[Exception] = field(default_factory=list)
     """What went wrong in the stand-in itself."""
 

@@ -14,6 +14,7 @@ from git_hub_access import HubError, check_write
 from git_hub_discussions import open_pull_request
 from git_hub_state import Answer, Hub, Kind, Request, as_json
 from git_hub_storage import NO_COMMIT, Entry, GitFailure, HeadMoved, Pointer, Repository
+from hub_card_check import card_answer
 
 _NAME: Final = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(?<![-.])")
 STALE: Final = "A commit has happened since. Please refresh and try again."
@@ -89,7 +90,7 @@ def commit(hub: Hub, request: Request) -> Answer:
     ref = _branch(repository, request.parts["revision"])
     head = hub.commit_of(repository, ref)
     lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
-    changes = _read(hub, repository.entries(head), lines)
+    changes = _read(hub, request, repository.entries(head), lines)
     hub.check_quota(request.namespace, repository.settings()["private"], changes.large_bytes)
     more = {}
     try:
@@ -125,11 +126,11 @@ def _branch(repository: Repository, revision: str) -> str:
     raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
-def _read(hub: Hub, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes:
+def _read(hub: Hub, request: Request, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes:
     """Read a commit's lines: a header, then files, large files, deletions.
 
     Raises:
-        HubError: If a large file is not there, a deleted one neither, or a file holds a token of this Hub.
+        HubError: If a large file or a deleted one is not there, a file holds a token of this Hub, or the card is bad.
     """
     changes = _Changes()
     held = {entry.pointer for entry in entries.values()}
@@ -141,7 +142,7 @@ def _read(hub: Hub, entries: Mapping[str, Entry], lines: list[dict]) -> _Changes
                 changes.parent = value.get("parentCommit")
             case "file":
                 content = base64.b64decode(value["content"])
-                _check_secrets(hub, value["path"], content)
+                _check_content(hub, request, value["path"], content)
                 changes.files[value["path"]] = content
             case "lfsFile":
                 pointer = _stored_pointer(hub, value["path"], value["oid"])
@@ -170,9 +171,13 @@ def _stored_pointer(hub: Hub, path: str, sha256: str) -> Pointer:
     return Pointer(sha256, hub.large.path(sha256).stat().st_size)
 
 
-def _check_secrets(hub: Hub, path: str, content: bytes) -> None:
+def _check_content(hub: Hub, request: Request, path: str, content: bytes) -> None:
     if any(token.encode() in content for token in hub.accounts):
         raise HubError(400, f"Your push was rejected because it appears to contain valid Hugging Face secrets: {path}")
+    status, found = card_answer(content.decode(), request.kind) if path == "README.md" else (200, {})
+    if status != 200:
+        errors = "; ".join(error["message"] for error in found["errors"])
+        raise HubError(400, f"Your push was rejected during YAML metadata verification: {errors}")
 
 
 def create_branch(hub: Hub, request: Request) -> Answer:

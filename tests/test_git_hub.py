@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run_python
-from git_hub_access import FINE_TOKEN, READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN
+from git_hub_access import STRANGER_TOKEN, WRITE_TOKEN
 from git_hub_state import Hub
 from git_hub_storage import Pointer, blob_id, git
 from huggingface_hub import (
@@ -20,12 +20,10 @@ from huggingface_hub import (
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
-    hf_hub_download,
     snapshot_download,
 )
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    GatedRepoError,
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -54,14 +52,7 @@ def fetched(hub: Hub, repo_id: str, cache: Path, **more: object) -> dict[str, by
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.fixture(params=["xet", "lfs"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Send large files by Xet, or with Xet turned off by LFS."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", request.param == "lfs")
-    return request.param
-
-
-def test_what_is_pushed_comes_back_byte_for_byte(git_hub: Hub, way: str, tmp_path: Path):
+def test_what_is_pushed_comes_back_byte_for_byte(git_hub: Hub, transfer: str, tmp_path: Path):
     api = client(git_hub)
     assert api.create_repo("me/adapter", private=True).repo_id == "me/adapter"
     before = git_hub.head("me/adapter")
@@ -72,10 +63,10 @@ def test_what_is_pushed_comes_back_byte_for_byte(git_hub: Hub, way: str, tmp_pat
     came = fetched(git_hub, "me/adapter", tmp_path / "cache", revision=pushed.oid)
     assert {path: came[path] for path in files} == files
     sent = {request.where for request in git_hub.faults.log}
-    assert ("xet-token" in sent, "lfs-part" in sent) == (way == "xet", way == "lfs")
+    assert ("xet-token" in sent, "lfs-part" in sent) == (transfer == "xet", transfer == "lfs")
 
 
-def test_a_folder_is_uploaded_and_again_without_a_commit(git_hub: Hub, way: str, tmp_path: Path):
+def test_a_folder_is_uploaded_and_again_without_a_commit(git_hub: Hub, transfer: str, tmp_path: Path):
     api, folder = client(git_hub), tmp_path / "out"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(FEW)
@@ -89,7 +80,7 @@ def test_a_folder_is_uploaded_and_again_without_a_commit(git_hub: Hub, way: str,
     assert git_hub.files("me/adapter")["adapter_model.safetensors"] == FEW
 
 
-def test_a_dataset_is_pushed_and_read(git_hub: Hub, way: str, tmp_path: Path):
+def test_a_dataset_is_pushed_and_read(git_hub: Hub, transfer: str, tmp_path: Path):
     api = client(git_hub)
     api.create_repo("me/sums", repo_type="dataset")
     push(api, "me/sums", {"train.parquet": b"PAR1 rows", "README.md": b"---\nlicense: mit\n---\n"}, repo_type="dataset")
@@ -112,7 +103,7 @@ def test_what_came_by_xet_is_read_without_it_and_the_other_way_round(
         assert (came["by_xet.bin"], came["by_lfs.bin"]) == (b"by_xet.bin" * 1000, b"by_lfs.bin" * 1000)
 
 
-def test_git_itself_finds_the_repository_whole_and_the_ids_true(git_hub: Hub, way: str):
+def test_git_itself_finds_the_repository_whole_and_the_ids_true(git_hub: Hub, transfer: str):
     api = client(git_hub)
     api.create_repo("me/adapter")
     commit = push(api, "me/adapter", {"note.txt": b"hello", "adapter_model.safetensors": FEW}).oid
@@ -123,7 +114,7 @@ def test_git_itself_finds_the_repository_whole_and_the_ids_true(git_hub: Hub, wa
     assert found["note.txt"].blob_id == blob_id(b"hello")
     assert found["adapter_model.safetensors"].blob_id == blob_id(pointer)
     assert found["adapter_model.safetensors"].lfs.sha256 == Pointer.read(pointer).sha256
-    assert (found["adapter_model.safetensors"].xet_hash is not None) == (way == "xet")
+    assert (found["adapter_model.safetensors"].xet_hash is not None) == (transfer == "xet")
 
 
 def test_a_commit_on_a_head_that_has_moved_is_refused_and_leaves_nothing(git_hub: Hub):
@@ -158,7 +149,7 @@ def test_of_commits_that_race_on_one_parent_exactly_one_wins(git_hub: Hub):
     assert len(git_hub.history("me/adapter")) == 2
 
 
-def test_a_strangers_pull_request_is_opened_pushed_to_and_merged(git_hub: Hub, way: str):
+def test_a_strangers_pull_request_is_opened_pushed_to_and_merged(git_hub: Hub, transfer: str):
     git_hub.create("me/adapter")
     stranger, owner = client(git_hub, STRANGER_TOKEN), client(git_hub)
     opened = push(stranger, "me/adapter", {"adapter_model.safetensors": FEW}, create_pr=True)
@@ -251,27 +242,6 @@ def test_history_is_listed_and_squashed(git_hub: Hub):
     assert git_hub.files("me/adapter")["note.txt"] == b"y"
 
 
-def code_of(error: HfHubHTTPError) -> tuple[int, str | None]:
-    return error.response.status_code, error.response.headers.get("X-Error-Code")
-
-
-def test_a_private_repository_is_hidden_from_strangers_and_the_nameless(git_hub: Hub):
-    git_hub.create("me/secret", {"note.txt": b"x"}, private=True)
-    for token, code in ((STRANGER_TOKEN, 404), (False, 401)):
-        api = client(git_hub, token)
-        for act in (
-            lambda api=api: api.model_info("me/secret"),
-            lambda api=api: push(api, "me/secret", {"a.txt": b"x"}),
-            lambda api=api: api.create_tag("me/secret", tag="v1"),
-        ):
-            with pytest.raises(RepositoryNotFoundError) as hidden:
-                act()
-            assert code_of(hidden.value) == (code, "RepoNotFound")
-    assert client(git_hub, READ_TOKEN).model_info("me/secret").private
-    client(git_hub).update_repo_settings("me/secret", private=False)
-    assert not client(git_hub, False).model_info("me/secret").private
-
-
 def test_what_is_not_there_is_said_with_the_hubs_own_codes(git_hub: Hub):
     git_hub.create("me/adapter")
     api = client(git_hub)
@@ -286,69 +256,14 @@ def test_what_is_not_there_is_said_with_the_hubs_own_codes(git_hub: Hub):
     assert api.file_exists("me/adapter", ".gitattributes")
 
 
-def test_a_large_file_that_was_never_sent_or_is_not_what_it_says_is_refused(git_hub: Hub, way: str):
+def test_a_large_file_that_was_never_sent_or_is_not_what_it_says_is_refused(git_hub: Hub, transfer: str):
     git_hub.create("me/adapter")
     lying = CommitOperationAdd("w.bin", b"weights")
     lying.upload_info.sha256 = b"\0" * 32
     with pytest.raises((HfHubHTTPError, RuntimeError)) as refused:
         client(git_hub).create_commit("me/adapter", [lying], commit_message="Push")
-    assert "does not exist" in str(refused.value) if way == "xet" else "BadDigest" in str(refused.value.__cause__)
-
-
-def test_a_gated_repository_shows_its_card_and_keeps_its_files(git_hub: Hub, tmp_path: Path):
-    git_hub.create("me/gated", {"note.txt": b"x"}, gated="manual")
-
-    def read(token: str | bool) -> str:
-        return hf_hub_download(
-            "me/gated", "note.txt", endpoint=git_hub.endpoint, token=token, cache_dir=tmp_path / str(token)
-        )
-
-    for token, code in ((STRANGER_TOKEN, 403), (False, 401)):
-        assert client(git_hub, token).model_info("me/gated").gated == "manual"
-        with pytest.raises(GatedRepoError) as gated:
-            read(token)
-        assert code_of(gated.value) == (code, "GatedRepo")
-        with pytest.raises(GatedRepoError):
-            client(git_hub, token).auth_check("me/gated")
-    git_hub.change("me/gated", admitted=["you"])
-    assert Path(read(STRANGER_TOKEN)).read_bytes() == b"x"
-
-
-@pytest.mark.parametrize(
-    ("token", "repo_id", "status"),
-    [
-        (WRITE_TOKEN, "me/allowed", 200),
-        (READ_TOKEN, "me/allowed", 403),
-        (FINE_TOKEN, "me/allowed", 200),
-        (FINE_TOKEN, "me/other", 403),
-        (STRANGER_TOKEN, "me/allowed", 403),
-        (False, "me/allowed", 401),
-        (WRITE_TOKEN, "lab/model", 200),
-        (WRITE_TOKEN, "library/model", 403),
-        ("hf_nobodys", "me/allowed", 401),
-    ],
-)
-def test_who_may_write_where(git_hub: Hub, token: str | bool, repo_id: str, status: int):
-    git_hub.create(repo_id)
-    before = git_hub.head(repo_id)
-    try:
-        push(client(git_hub, token), repo_id, {"note.txt": b"x"})
-        found = 200
-    except HfHubHTTPError as error:
-        found = error.response.status_code
-    assert found == status
-    assert (git_hub.head(repo_id) != before) == (status == 200)
-
-
-def test_whoami_tells_a_tokens_user_role_and_scopes(git_hub: Hub):
-    roles = {token: client(git_hub, token).whoami() for token in (WRITE_TOKEN, READ_TOKEN, FINE_TOKEN)}
-    assert {found["name"] for found in roles.values()} == {"me"}
-    assert [found["auth"]["accessToken"]["role"] for found in roles.values()] == ["write", "read", "fineGrained"]
-    assert [org["name"] for org in roles[WRITE_TOKEN]["orgs"]] == ["lab", "library"]
-    scoped = roles[FINE_TOKEN]["auth"]["accessToken"]["fineGrained"]["scoped"]
-    assert [scope["entity"]["name"] for scope in scoped] == ["me/allowed"]
-    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
-        client(git_hub, "hf_nobodys").whoami()
+    assert "does not exist" in str(refused.value) if transfer == "xet" else "BadDigest" in str(refused.value.__cause__)
+    assert not git_hub.large.has("00" * 32)
 
 
 def test_repositories_are_made_once_moved_and_deleted(git_hub: Hub):
@@ -380,23 +295,6 @@ def test_info_has_card_tags_siblings_and_stored_elements(git_hub: Hub):
     expanded = client(git_hub).model_info("me/adapter", expand=["safetensors"])
     assert expanded.safetensors.parameters == {"F32": 6, "F16": 4}
     assert expanded.sha is None
-
-
-def test_private_storage_that_is_full_refuses_uploads_and_commits(git_hub: Hub, way: str):
-    git_hub.create("me/secret", {"full.bin": b"x" * 900}, private=True)
-    git_hub.private_quota_bytes = 1000
-    before = git_hub.head("me/secret")
-    with pytest.raises((HfHubHTTPError, RuntimeError), match="storage limit reached"):
-        push(client(git_hub), "me/secret", {"more.bin": b"y" * 200})
-    assert git_hub.head("me/secret") == before
-    git_hub.create("me/open")
-    push(client(git_hub), "me/open", {"more.bin": b"y" * 200})
-
-
-def test_a_token_in_a_file_is_refused(git_hub: Hub):
-    git_hub.create("me/adapter")
-    with pytest.raises(HfHubHTTPError, match="valid Hugging Face secrets"):
-        push(client(git_hub), "me/adapter", {"config.json": f'{{"token": "{WRITE_TOKEN}"}}'.encode()})
 
 
 def test_ignored_files_stay_away(git_hub: Hub):

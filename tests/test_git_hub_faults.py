@@ -109,8 +109,9 @@ def test_a_slow_answer_runs_into_the_clients_patience(hub: Hub):
 
 
 def test_a_truncated_answer_is_noticed_and_a_truncated_download_resumed(
-    hub: Hub, waits: list[float], without_xet: None, tmp_path: Path
+    hub: Hub, waits: list[float], without_xet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     hub.push("me/adapter", {"w.bin": b"0123456789" * 1000})
     hub.faults.add("info", "after", "truncate")
     with pytest.raises(Exception, match="peer closed connection"):

@@ -4,6 +4,7 @@ import pytest
 from git_hub_state import Hub
 from hub_card_check import card_answer, metadata
 from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from test_git_hub import client
 
 GOOD_RESULTS = """
@@ -80,3 +81,12 @@ def test_the_client_refuses_a_bad_card_before_anything_is_sent(git_hub: Hub):
     assert git_hub.faults.count("preupload") == 0
     with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
         api.create_commit("me/adapter", [CommitOperationAdd("README.md", b"# A card")], commit_message="Push")
+
+
+def test_a_bad_card_that_was_not_checked_first_is_refused_by_the_commit(git_hub: Hub):
+    git_hub.create("me/adapter")
+    git_hub.faults.add("validate-yaml", "before", 200)
+    bad = CommitOperationAdd("README.md", card("pipeline_tag: chatting").encode())
+    with pytest.raises(HfHubHTTPError, match="rejected during YAML metadata verification"):
+        client(git_hub).create_commit("me/adapter", [bad], commit_message="Push")
+    assert "README.md" not in git_hub.files("me/adapter")
