@@ -93,7 +93,7 @@ def _question(facts: Facts, loader: str) -> list[str]:
     if loader == _LOADERS["SEQ_CLS"]:
         return [
             "",
-            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt")',
+            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt").to(model.device)',
             "with torch.no_grad():",
             "    best = model(**inputs).logits[0].argmax().item()",
             "print(base.config.id2label[best])",
