@@ -14,6 +14,7 @@ from test_cards import EXAMPLES, FULL, filled_with
 from hf_lora_ext.card_metadata import PIPELINE_TAGS, card_metadata
 from hf_lora_ext.cards import render_card
 from hf_lora_ext.facts import BaseModelFacts, Facts
+from hf_lora_ext.strict_yaml import dump_yaml
 
 LIBRARIES = {"peft"}
 
@@ -118,6 +119,10 @@ def test_huggingface_hub_reads_it_back(facts):
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results or []] == [
         (metric["type"], metric["value"]) for metric in measured
     ]
+
+
+def test_what_is_a_number_in_yaml_1_2_alone_is_quoted():
+    assert dump_yaml({"revision": "0o17", "name": "0o8"}) == "revision: '0o17'\nname: 0o8\n"
 
 
 @pytest.fixture(scope="session")

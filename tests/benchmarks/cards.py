@@ -27,7 +27,7 @@ FIELDS = (
     *("model-index", "license"),
 )
 TOLD: dict[str, str] = {
-    "code that runs the adapter": r"PeftModel\.from_pretrained|pipeline\(",
+    "code to paste": r"PeftModel\.from_pretrained|pipeline\(",
     "base revision": COMMIT,
     "rank": r"[Rr]ank[^\n]*\b4\b",
     "targets": r"q_proj",
