@@ -9,6 +9,7 @@ import re
 from typing import Any, Final
 
 from .facts import Facts
+from .markdown import flat
 
 __all__ = ["LANGUAGE", "PIPELINE_TAGS", "adapter_kind", "card_metadata", "card_title"]
 
@@ -71,7 +72,16 @@ def card_metadata(facts: Facts) -> dict[str, Any]:
         "co2_eq_emissions": _emissions(facts),
         "model-index": _model_index(facts),
     }
-    return {key: value for key, value in metadata.items() if value not in (None, [])}
+    return {key: _one_line(value) for key, value in metadata.items() if value not in (None, [])}
+
+
+def _one_line(value: Any) -> Any:
+    """Return a value with each text on one line: YAML's readers differ in what a line's end is."""
+    if isinstance(value, dict):
+        return {key: _one_line(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_one_line(item) for item in value]
+    return flat(value) if isinstance(value, str) else value
 
 
 def is_hub_data(facts: Facts) -> bool:

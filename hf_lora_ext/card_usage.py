@@ -54,6 +54,14 @@ def _literal(value: Any) -> str:
     return f'"{written[1:-1]}"' if written.startswith("'") and '"' not in written else written
 
 
+def _text_lines(prompt: str) -> list[str]:
+    """Return the assignment of a prompt, a line of code for each of its lines."""
+    parts = prompt.splitlines(keepends=True)
+    if len(parts) < 2:
+        return [f"text = {_literal(prompt)}"]
+    return ["text = (", *(f"    {_literal(part)}" for part in parts), ")"]
+
+
 def _arguments(given: dict[str, Any]) -> str:
     return ", ".join(f"{name}={_literal(value)}" for name, value in given.items())
 
@@ -85,7 +93,7 @@ def _question(facts: Facts, loader: str) -> list[str]:
     if loader == _LOADERS["SEQ_CLS"]:
         return [
             "",
-            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt")',
+            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt").to(model.device)',
             "with torch.no_grad():",
             "    best = model(**inputs).logits[0].argmax().item()",
             "print(base.config.id2label[best])",
@@ -98,7 +106,7 @@ def _question(facts: Facts, loader: str) -> list[str]:
             "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
         ]
     else:
-        ask = [f"text = {_literal(prompt)}"]
+        ask = _text_lines(prompt)
     return [
         "",
         *ask,

@@ -6,7 +6,7 @@ from typing import Any, Final
 from .card_metadata import adapter_kind, card_metadata, card_title, is_hub_data, training_method
 from .card_usage import usage_code
 from .facts import Facts
-from .layer_ranks import ranks_by_module
+from .layer_ranks import module_and_layer, ranks_by_module
 from .licences import LICENCE_TERMS
 from .markdown import cell, code, hub_link, inline
 from .strict_yaml import dump_yaml
@@ -78,7 +78,7 @@ def _summary(facts: Facts) -> str:
 
 
 def _adapter_rows(facts: Facts) -> list[tuple[str, Any]]:
-    adapter, base = facts.adapter, facts.base_model
+    adapter, base = _briefly(facts.adapter), facts.base_model
     config = adapter.get("config", {})
     rows = [row for key, value in adapter.items() if key not in _SHOWN_APART for row in _rows(key, value)]
     rows += [(name, config[key]) for key, name in _SWITCHES.items() if config.get(key) not in (None, False, "none")]
@@ -89,6 +89,25 @@ def _adapter_rows(facts: Facts) -> list[tuple[str, Any]]:
         share = 100 * adapter["trainable_parameters"] / base.parameters
         rows.append(("share of the base's parameters", f"{share:.3g} %"))
     return rows
+
+
+def _briefly(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an adapter's facts with kinds of modules in place of every module's full name.
+
+    Where ranks differ, peft's own `r` and `lora_alpha` are those of the widest layer and say little: the range and the
+    mean stand in their place, and alpha as a share of the rank where all layers have one.
+    """
+    brief, config = dict(adapter), adapter.get("config", {})
+    if isinstance(targets := adapter.get("targets"), (list, tuple)):
+        brief["targets"] = sorted({module_and_layer(str(name))[0] for name in targets})
+    if "ranks" not in adapter:
+        return brief
+    own = list(adapter.get("layer_ranks", {}).values())
+    brief["rank"] = f"{adapter['ranks']}{f', {sum(own) / len(own):.1f} on average' if own else ''}"
+    wide, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    scales = {round(alpha / wide[name], 6) for name, alpha in alphas.items() if wide.get(name)}
+    brief.pop("alpha", None)
+    return brief | ({"alpha / rank": f"{scales.pop():g}"} if len(scales) == 1 else {})
 
 
 def _run_rows(facts: Facts) -> list[tuple[str, Any]]:

@@ -18,6 +18,22 @@ class ModuleRanks:
     """First layer, last layer, rank; in order. Rank 0: no adapter there."""
 
     @property
+    def lowest(self) -> int:
+        """The lowest rank, 0 where it left a layer."""
+        return min(rank for _, _, rank in self.ranges)
+
+    @property
+    def highest(self) -> int:
+        """The highest rank."""
+        return max(rank for _, _, rank in self.ranges)
+
+    @property
+    def mean(self) -> float:
+        """The mean over the layers."""
+        counts = [(last - first + 1, rank) for first, last, rank in self.ranges]
+        return sum(count * rank for count, rank in counts) / sum(count for count, _ in counts)
+
+    @property
     def words(self) -> str:
         """The ranges as text.
 
@@ -42,13 +58,13 @@ def ranks_by_module(ranks: Mapping[str, int]) -> tuple[ModuleRanks, ...]:
     """Return the ranks of each kind of module, neighbouring layers of equal rank as one range.
 
     Args:
-        ranks: Full name of a module → its rank. A layer that others are in and this module is not has rank 0.
+        ranks: Full name of a module → its rank. A layer between the first and the last that is not named has rank 0.
     """
     places = {module_and_layer(name): rank for name, rank in ranks.items()}
-    layers = sorted({layer for _, layer in places})
     found = []
+    numbers = [layer for _, layer in places]
     for module in sorted({module for module, _ in places}):
-        along = [(layer, places.get((module, layer), 0)) for layer in layers]
+        along = [(layer, places.get((module, layer), 0)) for layer in range(min(numbers), max(numbers) + 1)]
         runs = [list(run) for _, run in groupby(along, key=lambda pair: pair[1])]
         found.append(ModuleRanks(module, tuple((run[0][0], run[-1][0], run[0][1]) for run in runs)))
     return tuple(found)

@@ -32,22 +32,33 @@ def inline(value: Any) -> str:
     >>> inline("a|b <i>")
     'a&#124;b \\<i\\>'
     """
-    return _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), flat(value))
+    return _escaped(flat(value))
 
 
 def text(value: Any) -> str:
     """Return a value as text that may begin a line, where it opens no list, table or heading either."""
-    escaped = inline(value)
+    return _at_line_start(inline(value))
+
+
+def _escaped(line: str) -> str:
+    return _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line)
+
+
+def _at_line_start(escaped: str) -> str:
     if item := _NUMBERED.match(escaped):
         return f"{item[0]}\\{escaped[item.end() :]}"
     return f"\\{escaped}" if escaped[:1] in {"-", "+", "=", ":"} else escaped
 
 
 def prose(value: Any) -> str:
-    """Return a sentence of ours as text, in which names stand in backticks."""
+    r"""Return a sentence of ours as text, in which names stand in backticks.
+
+    >>> prose("Split by `a_*` and *b*")
+    'Split by `a_*` and \\*b\\*'
+    """
     parts = re.split(r"(`[^`]+`)", flat(value))
-    told = "".join(part if index % 2 else inline(part) for index, part in enumerate(parts))
-    return told if told.startswith("`") else text(parts[0]) + told[len(inline(parts[0])) :]
+    told = "".join(part if index % 2 else _escaped(part) for index, part in enumerate(parts))
+    return told if told.startswith("`") else _at_line_start(told)
 
 
 def cell(value: Any) -> str:

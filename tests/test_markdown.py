@@ -7,28 +7,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_lora_ext.markdown import (
-    cell,
-    code,
-    code_cell,
-    fence,
-    flat,
-    hub_link,
-    inline,
-    number,
-    paragraphs,
-    prose,
-    text,
-)  # fmt: skip
+from hf_lora_ext.markdown import cell, code, code_cell, fence, flat, hub_link, inline, number, paragraphs, prose, text
 
 PAGE = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # Pieces that mean something in Markdown, HTML, on the Hub or to YAML, in every order.
 PIECES = st.lists(
     st.sampled_from(
-        ["#", "# ", "-", "- ", "---", "+ ", "1. ", "1)", "2024", ">", "=", "===", "|", "|---|", ":-:", "`", "```", "~~~",
-         "\\", "\\(", "$$", "$", "*", "**", "_", "__", "[", "](x)", "![", "<", "<b>", "</details>", "<!--", "-->", "&",
-         "&lt;", "&#35;", "http://x.y", "\n", "\n\n", "\r\n", "\t", "    ", " ", "\0", "\x1b", "\u2028", "\u202e",
-         "a", "word", "é", "语"]
+        ["#", "# ", "-", "- ", "---", "+ ", "1. ", "1)", "2024", ">", "=", "===", "|", "|---|", ":-:", "`", "```",
+         "~~~", "\\", "\\(", "$$", "$", "*", "**", "_", "__", "[", "](x)", "![", "<", "<b>", "</details>", "<!--",
+         "-->", "&", "&lt;", "&#35;", "http://x.y", "\n", "\n\n", "\r\n", "\t", "    ", " ", "\0", "\x1b", "\u2028",
+         "\u202e", "a", "word", "é", "语"]
     ),
     max_size=12,
 ).map("".join)  # fmt: skip

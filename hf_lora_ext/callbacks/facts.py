@@ -197,7 +197,8 @@ def label_names(model: Any) -> dict[str, list[str]]:
 def loss_title(facts: Facts) -> str:
     """Return the line above the loss curve: base, rank and data, as far as they are known."""
     base = facts.base_model.name if facts.base_model else "model"
-    rank = f", LoRA rank {facts.adapter['rank']}" if "rank" in facts.adapter else ""
+    told = facts.adapter.get("ranks", facts.adapter.get("rank"))
+    rank = f", LoRA rank {told}" if told is not None else ""
     return f"{base}{rank}{f', {facts.data.name}' if facts.data else ''}"
 
 
