@@ -17,11 +17,6 @@ def hub(git_hub: Hub):
         yield git_hub
 
 
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    return saved_adapter(tmp_path / "adapter", tiny_model)
-
-
 def test_a_dry_run_shows_the_plan_and_stops(capsys, hub: Hub, adapter: Path):
     code, out, _ = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--dry-run", "--private")
     assert code == 0

@@ -11,23 +11,14 @@ from git_hub_state import Hub
 from push_runs import COMMITS, REPO, lora_model, push, pushing_to, saved_adapter
 from safetensors.torch import load_file
 
-from hf_lora_ext import AdapterError, ConfigError, PushError, push_adapter
+from hf_lora_ext import AdapterError, ConfigError, Facts, PushError, push_adapter
 from hf_lora_ext.release import CARD, CONFIG, WEIGHTS
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:No files have been modified:UserWarning"),
-]
 
 
 @pytest.fixture
 def hub(git_hub: Hub):
     with pushing_to(git_hub):
         yield git_hub
-
-
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    return saved_adapter(tmp_path / "adapter", tiny_model)
 
 
 @pytest.fixture(params=["xet", "lfs"])
@@ -165,6 +156,18 @@ def test_a_folder_of_checkpoints_names_the_one_with_an_adapter(hub: Hub, adapter
     with pytest.raises(ConfigError, match="is no folder"):
         push(tmp_path / "nowhere")
     assert not hub.faults.log
+
+
+def test_a_run_folder_goes_once_its_run_is_finished(hub: Hub, adapter: Path, tmp_path: Path):
+    (adapter / "recipe.yaml").write_text("model: x\n")
+    with pytest.raises(ConfigError, match="is not finished; `hf-lora train"):
+        push(adapter)
+    (adapter / "checkpoints").mkdir()
+    (adapter / "facts.json").write_text(Facts(adapter={"kind": "LORA"}, run={"steps": 7, "finished": True}).to_json())
+    result = push(adapter)
+    assert {left.path for left in result.plan.left_out} == {"recipe.yaml", "checkpoints/"}
+    assert any(change.startswith("README.md: facts.json") for change in result.plan.changes)
+    assert json.loads(hub.files(REPO)["facts.json"])["repo_id"] == REPO
 
 
 def test_two_pushes_of_one_adapter_at_once_make_one_commit(hub: Hub, adapter: Path):

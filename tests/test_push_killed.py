@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from git_hub_access import WRITE_TOKEN
 from git_hub_state import Hub
-from push_runs import COMMITS, REPO, push, pushing_to, saved_adapter
+from push_runs import COMMITS, REPO, push, pushing_to
 
 from hf_lora_ext.release import WEIGHTS
 
@@ -26,11 +26,6 @@ CALLS = [
     *(("create", "after"), ("preupload", "after"), ("xet-token", "before"), ("commit", "before"), ("commit", "after")),
     *(("resolve", "before"), ("tag", "before"), ("tag", "after")),
 ]
-
-
-@pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    return saved_adapter(tmp_path / "adapter", tiny_model)
 
 
 def start(hub: Hub, adapter: Path, step: str) -> subprocess.Popen:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from git_hub_state import Hub
 from planted import PATHS, SECRETS
-from push_runs import REPO, push, pushing_to, saved_adapter
+from push_runs import REPO, push, pushing_to
 from safetensors.torch import load_file, save_file
 from test_release import chunk, picture
 
@@ -132,10 +132,11 @@ def hub(git_hub: Hub, monkeypatch: pytest.MonkeyPatch):
         yield git_hub
 
 
-@pytest.fixture(scope="module")
-def pristine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = saved_adapter(tmp_path_factory.mktemp("pristine") / "adapter", tiny_model)
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
+@pytest.fixture
+def bare(adapter: Path) -> Path:
+    """An adapter's folder without a card."""
+    (adapter / "README.md").unlink()
+    return adapter
 
 
 def every_byte(hub: Hub) -> bytes:
@@ -149,16 +150,12 @@ def is_rare(place: str) -> bool:
 
 
 @pytest.mark.parametrize("place", [pytest.param(p, marks=pytest.mark.slow) if is_rare(p) else p for p in PLANTED])
-def test_what_was_planted_never_arrives_and_is_never_shown(hub: Hub, pristine: dict, place: str, tmp_path: Path):
+def test_what_was_planted_never_arrives_and_is_never_shown(hub: Hub, bare: Path, place: str):
     plant, private = PLANTED[place]
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    for name, content in pristine.items():
-        (folder / name).write_bytes(content)
-    plant(folder)
+    plant(bare)
     shown = ""
     try:
-        result = push(folder, verify=False)
+        result = push(bare, verify=False)
         shown = result.plan.explain()
         assert result.plan.changes
     except (PushError, ConfigError) as error:
@@ -175,13 +172,11 @@ def test_what_was_planted_never_arrives_and_is_never_shown(hub: Hub, pristine: d
         assert hub.exists("model", REPO), shown  # what a library wrote, or what does not go, stops nothing
 
 
-def test_a_refusal_lists_every_place_at_once(hub: Hub, pristine: dict, tmp_path: Path):
-    for name, content in pristine.items():
-        (tmp_path / name).write_bytes(content)
-    text("README.md", f"# Mine\n{TOKEN}\n{HOME}")(tmp_path)
-    text("LICENSE", OWN)(tmp_path)
+def test_a_refusal_lists_every_place_at_once(hub: Hub, bare: Path):
+    text("README.md", f"# Mine\n{TOKEN}\n{HOME}")(bare)
+    text("LICENSE", OWN)(bare)
     with pytest.raises(PushError) as refusal:
-        push(tmp_path)
+        push(bare)
     for said in ("README.md:3: a Hugging Face token", "README.md:4: a local path",
                  "LICENSE:2: the value of MY_SERVICE_PASSWORD"):  # fmt: skip
         assert said in str(refusal.value)

@@ -15,11 +15,6 @@ from hf_lora_ext.release import CONFIG, WEIGHTS
 
 
 @pytest.fixture
-def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    return saved_adapter(tmp_path / "adapter", tiny_model)
-
-
-@pytest.fixture
 def hub(git_hub: Hub, adapter: Path):
     with pushing_to(git_hub):
         push(adapter, tag="v1")

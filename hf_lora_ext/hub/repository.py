@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -229,16 +228,14 @@ class Repository:
     ) -> tuple[Failure | None, str | None]:
         """Return how a commit failed, if it did, and the address of its pull request, if it is one."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # validate-yaml's remarks; what it refuses is an error
-                made = self.api.create_commit(
-                    self.id,
-                    change.operations(),
-                    commit_message=message,
-                    parent_commit=parent,
-                    revision=revision,
-                    create_pr=as_request,
-                )
+            made = self.api.create_commit(
+                self.id,
+                change.operations(),
+                commit_message=message,
+                parent_commit=parent,
+                revision=revision,
+                create_pr=as_request,
+            )
         except Exception as error:
             if (failure := failure_of(error)) is None:
                 raise
