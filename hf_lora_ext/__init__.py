@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from .configuration import Preset
-from .errors import AdapterError, BudgetError, ConfigError, LoraExtError, ResumeError
+from .errors import AdapterError, BudgetError, ConfigError, LoraExtError, PushError, ResumeError
 from .hardware import Hardware
 from .presets import preset
 from .sizes import ModelShape
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback
     from .cards import render_card, write_card
     from .facts import Facts
+    from .push import push_adapter
+    from .push_plan import PushPlan, PushResult
     from .recipe import Recipe, load_recipe
     from .remedies import DoesNotFit
+    from .rollbacks import RolledBack, rollback
     from .runner import RunResult, run_recipe
+    from .verification import Verified, verify_push
 
 __all__ = [
     "AdaLoraCallback",
@@ -38,14 +42,22 @@ __all__ = [
     "LoraExtError",
     "ModelShape",
     "Preset",
+    "PushError",
+    "PushPlan",
+    "PushResult",
     "Recipe",
     "ResumeError",
+    "RolledBack",
     "RunResult",
+    "Verified",
     "advise",
     "load_recipe",
     "preset",
+    "push_adapter",
     "render_card",
+    "rollback",
     "run_recipe",
+    "verify_push",
     "write_card",
 ]
 
@@ -63,6 +75,13 @@ _LAZY: Final = {
     "FactsCallback": "callbacks",
     "RunResult": "runner",
     "run_recipe": "runner",
+    "PushPlan": "push_plan",
+    "PushResult": "push_plan",
+    "push_adapter": "push",
+    "RolledBack": "rollbacks",
+    "rollback": "rollbacks",
+    "Verified": "verification",
+    "verify_push": "verification",
 }
 
 

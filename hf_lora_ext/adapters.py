@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from peft import get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict, load_peft_weights
 from peft.utils.other import TrainableTokensWrapper
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .errors import AdapterError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from torch import Tensor
 
 __all__ = [
     "adapter_bytes",
+    "adapter_tensors",
     "describe_adapter",
     "describe_quantization",
     "describe_saved",
     "load_in_own_precision_",
+    "load_saved",
     "save_adapter",
     "save_initial_adapter",
     "show_head_bias_",
@@ -41,7 +46,8 @@ def describe_adapter(model: PeftModel) -> dict[str, Any]:
     if not configs or name not in configs:
         raise AdapterError(f"{type(model).__name__} carries no PEFT adapter; wrap it with peft.get_peft_model first")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return _summary(_plain(configs[name].to_dict()), {"trainable_parameters": trainable})
+    shapes = ((key.replace(f".{name}", ""), tuple(weight.shape)) for key, weight in model.named_parameters())
+    return _summary(_plain(configs[name].to_dict()), {"trainable_parameters": trainable}, _layer_ranks(shapes))
 
 
 def describe_saved(folder: Path) -> dict[str, Any]:
@@ -53,10 +59,40 @@ def describe_saved(folder: Path) -> dict[str, Any]:
         AdapterError: If the folder holds no adapter.
     """
     size = adapter_bytes(folder)
-    return _summary(json.loads((folder / "adapter_config.json").read_text(encoding="utf8")), {"bytes": size})
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
+        ranks = _layer_ranks((key, tuple(weights.get_slice(key).get_shape())) for key in weights.keys())
+    return _summary(json.loads((folder / "adapter_config.json").read_text(encoding="utf8")), {"bytes": size}, ranks)
 
 
-def _summary(config: dict[str, Any], counted: dict[str, int]) -> dict[str, Any]:
+def load_saved(folder: Path) -> dict[str, Tensor]:
+    """Return a saved adapter's tensors as peft loads them, after peft has read its config.
+
+    Raises:
+        AdapterError: If peft cannot.
+    """
+    try:
+        PeftConfig.from_pretrained(str(folder))
+        tensors: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise AdapterError(f"peft cannot load the adapter ({error}); save it again") from error
+    return tensors
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """Return the active adapter's tensors under the names that a saved one has."""
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=model.active_adapter)
+    return found
+
+
+_FACTOR_A: Final = re.compile(r"base_model\.model\.(.+)\.lora_A\.weight")
+
+
+def _layer_ranks(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Return module → rank, by the rows of its first factor, `(rank, in_features)`."""
+    return {found[1]: shape[0] for key, shape in shapes if (found := _FACTOR_A.fullmatch(key))}
+
+
+def _summary(config: dict[str, Any], counted: dict[str, int], layer_ranks: dict[str, int]) -> dict[str, Any]:
     kind = config.get("peft_type")
     if kind == "ADALORA":
         config = {key: value for key, value in config.items() if key != "r"}  # peft's default, which AdaLoRA ignores
@@ -70,6 +106,7 @@ def _summary(config: dict[str, Any], counted: dict[str, int]) -> dict[str, Any]:
         "alpha": config.get("lora_alpha"),
         "dropout": config.get("lora_dropout"),
         "targets": config.get("target_modules"),
+        "layer_ranks": layer_ranks if varied else None,
         **counted,
     }
     known = {key: value for key, value in summary.items() if value is not None}

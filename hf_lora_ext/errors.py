@@ -6,13 +6,14 @@ A message says what was found, what was needed, and how to fix it::
     ├── ConfigError   (ValueError)    a recipe, preset or argument that cannot be right
     ├── BudgetError   (ValueError)    a budget that cannot be kept
     ├── AdapterError  (RuntimeError)  an adapter on disk or in memory that cannot be used
-    └── ResumeError   (RuntimeError)  a run folder that cannot be continued
+    ├── ResumeError   (RuntimeError)  a run folder that cannot be continued
+    └── PushError     (RuntimeError)  a push, check or rollback on the Hub that did not happen, or is not known to have
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["AdapterError", "BudgetError", "ConfigError", "LoraExtError", "ResumeError", "nearest"]
+__all__ = ["AdapterError", "BudgetError", "ConfigError", "LoraExtError", "PushError", "ResumeError", "nearest"]
 
 
 class LoraExtError(Exception):
@@ -33,6 +34,10 @@ class AdapterError(LoraExtError, RuntimeError):
 
 class ResumeError(LoraExtError, RuntimeError):
     """A run folder that cannot be continued."""
+
+
+class PushError(LoraExtError, RuntimeError):
+    """A push, check or rollback on the Hub that did not happen, or is not known to have happened."""
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

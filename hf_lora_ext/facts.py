@@ -17,7 +17,16 @@ from typing import Any, Final
 
 from .errors import ConfigError
 
-__all__ = ["BaseModelFacts", "DataFacts", "Facts", "Sample", "read_facts", "redact", "write_text_atomically"]
+__all__ = [
+    "BaseModelFacts",
+    "DataFacts",
+    "Facts",
+    "Sample",
+    "StatedFacts",
+    "read_facts",
+    "redact",
+    "write_text_atomically",
+]
 
 SCHEMA_VERSION: Final = 1
 
@@ -38,6 +47,10 @@ class BaseModelFacts:
     """Total parameters."""
     license: str | None = None
     """The base's licence, by its Hub identifier."""
+    license_name: str | None = None
+    """Its name, where the identifier is `other`."""
+    license_link: str | None = None
+    """Where it can be read, where the identifier is `other`."""
     note: str | None = None
     """What a reader must know about these weights."""
 
@@ -60,6 +73,8 @@ class DataFacts:
     """SHA-256 over the held-out examples' content, in order."""
     revision: str | None = None
     """Commit on the Hub."""
+    on_hub: bool | None = None
+    """Whether `name` is known to be a data set on the Hugging Face Hub."""
     note: str | None = None
     """How the examples were made or split."""
 
@@ -79,6 +94,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatedFacts:
+    """What only the author can say."""
+
+    language: Sequence[str] = ()
+    """Languages, by ISO 639 code of two or three letters, or `code` or `multilingual`."""
+    intended_use: str | None = None
+    """What the adapter is for."""
+    limitations: str | None = None
+    """What it is not for, and where it fails."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Everything known about a run; an empty section means unknown and never reaches the card."""
 
@@ -87,13 +114,13 @@ class Facts:
     data: DataFacts | None = None
     """The examples."""
     adapter: Mapping[str, Any] = field(default_factory=dict)
-    """Adapter kind, rank, alpha, targets, trainable parameters, bytes on disk, and the whole PEFT config."""
+    """Kind, rank (by layer where it differs), alpha, targets, trainable parameters, bytes, the whole PEFT config."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that shape the result."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """How the base was quantised."""
     run: Mapping[str, Any] = field(default_factory=dict)
-    """Start (UTC), steps, tokens, training seconds, peak memory in GiB, trainer class, whether it finished."""
+    """Start (UTC), method, steps, tokens, seconds, peak memory in GiB, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
     """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -104,6 +131,12 @@ class Facts:
     """`versions` and `hardware`."""
     recipe: str | None = None
     """The recipe as YAML, which reproduces the run."""
+    pictures: Sequence[str] = ()
+    """Names of the pictures that lie beside the facts."""
+    stated: StatedFacts | None = None
+    """What the author says of the adapter."""
+    repo_id: str | None = None
+    """Where on the Hub the adapter is published."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON-ready values; unknown facts are left out."""
@@ -134,13 +167,17 @@ class Facts:
                 given["base_model"] = BaseModelFacts(**given["base_model"])
             if "data" in given:
                 given["data"] = DataFacts(**given["data"])
+            if "stated" in given:
+                stated = given["stated"]
+                given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
             for name in ("adapter", "hyperparameters", "quantization", "run", "evaluation", "environment"):
                 if not isinstance(given.get(name, {}), Mapping):
                     raise TypeError(f"{name} is no mapping")
             given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
             given["loss_history"] = tuple(given.get("loss_history", ()))
+            given["pictures"] = tuple(given.get("pictures", ()))
             return cls(**given)
-        except TypeError as error:
+        except (AttributeError, TypeError) as error:
             raise ConfigError(f"facts are malformed ({error}); write them anew") from error
 
 

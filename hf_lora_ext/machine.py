@@ -5,6 +5,7 @@ Nothing here loads torch by itself, so that `preset("7B")` stays instant: NVIDIA
 
 import os
 import platform
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -19,6 +20,8 @@ __all__ = [
     "free_disk_bytes",
     "peak_memory",
     "private_folders",
+    "private_people",
+    "secrets_of_environment",
     "software_versions",
 ]
 
@@ -187,6 +190,30 @@ def peak_memory() -> dict[str, float]:
 def private_folders(*more: Path) -> list[str]:
     """Return the folders whose paths must not be published: home, the working folder, and `more`."""
     return [str(folder.absolute()) for folder in (Path.home(), Path.cwd(), *more)]
+
+
+def private_people() -> list[str]:
+    """Return the user's login and this machine's names, which must not be published."""
+    import getpass
+    import socket
+
+    host = socket.gethostname()
+    found = {host, host.partition(".")[0], Path.home().name}
+    try:
+        found.add(getpass.getuser())
+    except (OSError, KeyError, ImportError):  # a container's user without a name
+        pass
+    return sorted(name for name in found if name)
+
+
+SECRET_VARIABLES: Final = re.compile(r".*(TOKEN|API_?KEY|SECRET|PASSW(OR)?D|CREDENTIAL|ACCESS_KEY).*", re.IGNORECASE)
+"""Names under which an environment keeps what must stay secret."""
+
+
+def secrets_of_environment() -> dict[str, str]:
+    """Return the environment's own secrets: value → the variable's name."""
+    kept = {name: value.strip() for name, value in os.environ.items() if SECRET_VARIABLES.fullmatch(name)}
+    return {value: name for name, value in kept.items() if len(value) >= 8 and not Path(value).exists()}
 
 
 def free_disk_bytes(folder: Path) -> int:

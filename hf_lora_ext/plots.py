@@ -1,11 +1,12 @@
 """Plots that people look at. Drawn without a display and without touching matplotlib's global state."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from .layer_ranks import module_and_layer
 
 __all__ = ["plot_loss", "plot_ranks"]
 
@@ -55,15 +56,15 @@ def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, tit
     """
     last = len(moments) - 1
     shown = [moments[index] for index in sorted({0, last // 3, 2 * last // 3, last})]
-    modules = sorted({_cell(name)[0] for _, ranks in shown for name in ranks})
-    layers = sorted({_cell(name)[1] for _, ranks in shown for name in ranks})
+    modules = sorted({module_and_layer(name)[0] for _, ranks in shown for name in ranks})
+    layers = sorted({module_and_layer(name)[1] for _, ranks in shown for name in ranks})
     highest = max(rank for _, ranks in shown for rank in ranks.values())
     size = max(5.0, 2 + 0.28 * len(layers)), 0.7 + len(shown) * (0.55 + 0.24 * len(modules))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for axes, (step, ranks) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        cells = {_cell(name): rank for name, rank in ranks.items()}
+        cells = {module_and_layer(name): rank for name, rank in ranks.items()}
         grid = [[cells.get((module, layer), float("nan")) for layer in layers] for module in modules]
         axes.imshow(grid, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
         for (module, layer), rank in cells.items():
@@ -76,13 +77,3 @@ def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, tit
         axes.spines[:].set_visible(False)
     axes.set_xlabel("layer", fontsize=8)
     figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def _cell(name: str) -> tuple[str, int]:
-    """Return a layer's module and index.
-
-    >>> _cell("model.layers.11.self_attn.q_proj")
-    ('self_attn.q_proj', 11)
-    """
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
-    return (found[2], int(found[1])) if found else (name, 0)

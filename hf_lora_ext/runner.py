@@ -177,6 +177,7 @@ def _portable_recipe(recipe: Recipe) -> str:
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from .adapters import describe_saved, save_adapter
+    from .callbacks.facts import loss_title, pictures_beside
     from .evaluation import answer_samples
     from .plots import plot_loss
 
@@ -195,7 +196,8 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
         run={**facts.run, "finished": True},
     )
     facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
-    plot_loss(facts.loss_history, folder.loss_curve, _title(facts))
+    plot_loss(facts.loss_history, folder.loss_curve, loss_title(facts))
+    facts = replace(facts, pictures=pictures_beside(folder.root, facts))
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
@@ -213,8 +215,3 @@ def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str,
 def _of_the_base(evaluation: Mapping[str, Any], init: str | None) -> dict[str, Any]:
     """Return the evaluation without what only seems the base's: LoftQ's adapter is more than nothing at step 0."""
     return {who: measured for who, measured in evaluation.items() if who != "base" or init != "loftq"}
-
-
-def _title(facts: Facts) -> str:
-    base = facts.base_model.name if facts.base_model else "model"
-    return f"{base}, LoRA rank {facts.adapter.get('rank')}, {facts.data.name if facts.data else ''}"

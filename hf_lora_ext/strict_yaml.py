@@ -14,6 +14,9 @@ _EXPONENT: Final = (
 )
 """A number with an exponent and no dot, which PyYAML (YAML 1.1) takes for text."""
 
+_OCTAL: Final = ("tag:yaml.org,2002:int", re.compile(r"0o[0-7]+$"), ["0"])
+"""A number in YAML 1.2, which the Hub reads, and text in YAML 1.1: written as text only in quotes."""
+
 # What PyYAML's constructors let through for a malformed date, number or tag, or for endless nesting.
 _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
@@ -58,7 +61,8 @@ def dump_yaml(value: Any) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """SafeDumper that quotes the texts that `read_yaml` would take for numbers."""
+        """SafeDumper that quotes the texts that `read_yaml`, or a reader of YAML 1.2, would take for numbers."""
 
     Dumper.add_implicit_resolver(*_EXPONENT)
+    Dumper.add_implicit_resolver(*_OCTAL)
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -65,6 +65,20 @@ def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(scope="session")
+def saved_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random LoRA of the tiny model, as peft saves it."""
+    from push_runs import saved_adapter
+
+    return saved_adapter(tmp_path_factory.mktemp("adapters") / "lora", tiny_model)
+
+
+@pytest.fixture
+def adapter(saved_lora: Path, tmp_path: Path) -> Path:
+    """A copy of `saved_lora` that a test may change."""
+    return shutil.copytree(saved_lora, tmp_path / "adapter")
+
+
 @pytest.fixture
 def git_hub(tmp_path: Path) -> Iterator["Hub"]:
     """A Hub on loopback that takes pushes; `git_hub_access` has its tokens, `git_hub.faults` makes it go wrong."""

@@ -1,13 +1,14 @@
 """FactsCallback beside a user's own trainer: what it gathers, and what it must never gather."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from conftest import PAIRS
 
 from hf_lora_ext import Facts, FactsCallback, preset, render_card
-from hf_lora_ext.callbacks.facts import hyperparameters, loss_history
+from hf_lora_ext.callbacks.facts import hyperparameters, loss_history, training_method
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +41,56 @@ def test_facts_tell_model_data_settings_losses_and_environment(trained: Path):
     assert facts.hyperparameters["learning_rate"] == 2e-4
     assert facts.hyperparameters["max_length"] == 256
     assert facts.run["steps"] == 4
+    assert facts.run["method"] == "sft"
+    assert facts.run["examples_per_step"] == 16
     assert facts.run["train_seconds"] > 0
     assert {row["step"] for row in facts.loss_history} == {0, 1, 2, 3, 4}
     assert facts.evaluation["base"]["loss"] != facts.evaluation["adapter"]["loss"]
     assert {"torch", "peft", "trl", "transformers"} <= set(facts.environment["versions"])
+
+
+def test_the_loss_curve_lies_beside_the_facts(trained: Path):
+    facts = Facts.from_dict(json.loads((trained / "facts.json").read_text()))
+    assert facts.pictures == ("loss_curve.png",)
+    assert (trained / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_what_a_trainer_does_is_told_by_trl_s_own_name(tmp_path: Path):
+    from transformers import TrainingArguments
+    from trl import DPOConfig, RewardConfig
+
+    class Mine(DPOConfig):
+        pass
+
+    kinds = {Mine: "dpo", RewardConfig: "reward", TrainingArguments: None}
+    assert {
+        kind: training_method(kind(output_dir=str(tmp_path), report_to="none", use_cpu=True)) for kind in kinds
+    } == kinds
+
+
+def test_what_codecarbon_measured_is_taken_up(tiny_model: Path, tmp_path: Path):
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
+    class LikeCodeCarbon(TrainerCallback):
+        """Writes its row when training ends, before the callbacks that a user gave, as a reporter does."""
+
+        def on_train_end(self, args, state, control, **kwargs):
+            row = f"{datetime.now():%Y-%m-%dT%H:%M:%S},0.001,0.5,Norway,10.7,59.9"
+            columns = "timestamp,emissions,energy_consumed,country_name,longitude,latitude"
+            (Path(args.output_dir) / "emissions.csv").write_text(f"{columns}\n{row}\n")
+
+    p = preset(str(tiny_model))
+    args = p.sft_config(str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, save_strategy="no")
+    rows = Dataset.from_list(PAIRS[:4])
+    trainer = SFTTrainer(model=p.model_id, args=args, train_dataset=rows, peft_config=p.peft_config,
+                         callbacks=[LikeCodeCarbon(), FactsCallback(rows)])  # fmt: skip
+    trainer.train()
+    card = render_card(json.loads((tmp_path / "facts.json").read_text()))
+    assert "co2_eq_emissions:\n  emissions: 1.0\n" in card
+    assert "0.5 kWh, 1 g CO2eq (Norway)" in card
 
 
 def test_no_token_and_no_local_path_reaches_facts_or_card(trained: Path, tiny_model: Path):

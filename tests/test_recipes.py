@@ -1,15 +1,18 @@
-"""Every recipe in `recipes/` is checked strictly, and its two steps train on a tiny model."""
+"""Every recipe in `recipes/` is checked strictly and trains two steps on a tiny model; so does every script."""
 
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import PAIRS, write_jsonl
 
-from hf_lora_ext import load_recipe, run_recipe
+from hf_lora_ext import load_recipe, render_card, run_recipe
+from hf_lora_ext.facts import read_facts
 from hf_lora_ext.resources import shipped_folder
 
 RECIPES = sorted(shipped_folder("recipes").rglob("*.yaml"))
+SCRIPTS = sorted(shipped_folder("recipes").rglob("*.py"))
 
 
 def test_there_are_recipes():
@@ -30,3 +33,27 @@ def test_it_trains_two_steps_on_a_tiny_model(file: Path, tiny_model: Path, tmp_p
     shortened = {key: value for key, value in recipe.training.items() if key != "num_train_epochs"} | {"max_steps": 2}
     short = replace(recipe, model=str(tiny_model), data=data, training=shortened, output_dir=str(tmp_path / "run"))
     assert run_recipe(short, lambda line: None).facts.run["steps"] == 2
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_a_script_gives_hardware_and_command_and_leaves_adapter_and_card(file: Path, tiny_model: Path, tmp_path: Path):
+    assert "Hardware:" in file.read_text(encoding="utf8")
+    assert f"python recipes/{file.name}" in file.read_text(encoding="utf8")
+    runpy.run_path(str(file))["main"](str(tmp_path), str(tiny_model), steps=2)
+    facts = read_facts(tmp_path / "facts.json")
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "README.md").read_text(encoding="utf8") == render_card(facts)
+    assert facts.run["steps"] == 2
+
+
+def test_the_classifier_s_card_tells_labels_accuracy_and_what_its_author_says(tiny_model: Path, tmp_path: Path):
+    script = runpy.run_path(str(shipped_folder("recipes") / "classify_text.py"))
+    script["main"](str(tmp_path), str(tiny_model), steps=1)
+    facts = read_facts(tmp_path / "facts.json")
+    assert facts.adapter["labels"] == script["LABELS"]
+    assert {"loss", "accuracy"} == set(facts.evaluation["base"]) == set(facts.evaluation["adapter"])
+    card = (tmp_path / "README.md").read_text(encoding="utf8")
+    assert "pipeline_tag: text-classification" in card
+    assert "metrics:\n- accuracy\n" in card
+    assert "a head that has learned nothing yet" in card
+    assert "## Limits" in card

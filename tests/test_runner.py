@@ -70,6 +70,18 @@ def test_the_facts_are_those_of_the_adapter_that_is_saved(recipe: Recipe, change
     assert said in (result.folder / "README.md").read_text()
 
 
+def test_facts_and_card_tell_the_rank_of_every_layer_where_it_moved(recipe: Recipe):
+    training = {**recipe.training, "max_steps": 12}
+    result = run_recipe(replace(recipe, rank=4, adaptive_rank=True, training=training), say=lambda line: None)
+    history = json.loads((result.folder / "rank_history.json").read_text())
+    kept = {name: rank for name, rank in history["ranks"].items() if rank}
+    assert result.facts.adapter["layer_ranks"] == kept
+    assert result.facts.pictures == ("loss_curve.png", "rank_history.png")
+    card = (result.folder / "README.md").read_text()
+    assert "](rank_history.png)" in card
+    assert f"{sum(kept.values()) / len(kept):.1f} on average" in card
+
+
 @pytest.mark.parametrize("changes", [{"init": "eva"}, {"init": "loftq", "method": "qlora"}], ids=["eva", "loftq"])
 @pytest.mark.filterwarnings("ignore:.*quantization.*:UserWarning")
 def test_a_start_from_data_or_weights_runs_from_a_recipe_and_resumes_to_the_same_bytes(

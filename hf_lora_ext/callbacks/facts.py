@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -19,9 +19,11 @@ from transformers import TrainerCallback
 
 from ..adapters import describe_adapter, describe_quantization
 from ..data import describe_dataset
+from ..emissions import measured_emissions
 from ..errors import ResumeError
 from ..facts import BaseModelFacts, DataFacts, Facts, redact, write_text_atomically
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
+from ..plots import plot_loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,10 +32,14 @@ if TYPE_CHECKING:
 __all__ = ["FactsCallback"]
 
 PROGRESS_FILE: Final = "facts_progress.json"
+LOSS_PICTURE: Final = "loss_curve.png"
+RANK_PICTURE: Final = "rank_history.png"
 
 
 class FactsCallback(TrainerCallback):
     """Write `facts.json` when training ends: model, data, every hyperparameter, versions, hardware, losses.
+
+    Beside it the loss curve is drawn. What codecarbon measured, if it ran, is taken up.
 
     A trainer shows its callbacks only token columns, so the dataset is handed over here; without one, the
     facts have no data section.
@@ -76,7 +82,8 @@ class FactsCallback(TrainerCallback):
         """Start the clock, or take it up where the checkpoint left it."""
         self.clock_ = time.monotonic()
         self.seconds_before_ = 0.0
-        self.started_ = datetime.now(UTC).isoformat(timespec="seconds")
+        self.resumed_at_ = datetime.now(UTC)
+        self.started_ = self.resumed_at_.isoformat(timespec="seconds")
         if state.global_step:
             self._recall(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -122,23 +129,30 @@ class FactsCallback(TrainerCallback):
         path = self.path or Path(args.output_dir) / "facts.json"
         clean = Facts.from_dict(redact(facts.to_dict(), private_folders(path.parent)))
         path.parent.mkdir(parents=True, exist_ok=True)
+        if clean.loss_history:
+            plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean))
+        clean = replace(clean, pictures=pictures_beside(path.parent, clean))
         write_text_atomically(path, clean.to_json())
 
     def _gather(self, args: TrainingArguments, state: TrainerState, model: Any) -> Facts:
         history = loss_history(state.log_history)
         run = {
             "started": self.started_,
+            "method": training_method(args),
             "train_seconds": round(self._train_seconds(), 1),
+            "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "steps": state.global_step,
             "planned_steps": state.max_steps,
             "epochs": round(state.epoch, 3) if state.epoch is not None else None,
             "tokens": _last_logged(state.log_history, "num_tokens"),
             "peak_memory": peak_memory(),
+            "emissions": measured_emissions(Path(args.output_dir), self.resumed_at_) or None,
         }
+        adapter = describe_adapter(model) | label_names(model) if hasattr(model, "peft_config") else {}
         return Facts(
             base_model=self.base_model or _base_of(model),
             data=self.data,
-            adapter=describe_adapter(model) if hasattr(model, "peft_config") else {},
+            adapter=adapter,
             hyperparameters=hyperparameters(args),
             quantization=describe_quantization(model),
             run={key: value for key, value in run.items() if value is not None},
@@ -162,7 +176,41 @@ def loss_history(log: list[dict[str, Any]]) -> tuple[dict[str, float], ...]:
     return tuple(rows[key] for key in sorted(rows))
 
 
-_METRICS: Final = {"eval_loss": "loss", "eval_mean_token_accuracy": "token accuracy"}
+def training_method(args: TrainingArguments) -> str | None:
+    """Return what trl's trainers do by the name that their cards have it, or None for another trainer.
+
+    >>> from trl import DPOConfig
+    >>> training_method(DPOConfig(output_dir="out", report_to="none"))
+    'dpo'
+    """
+    named = [kind.__name__ for kind in type(args).__mro__ if kind.__module__.startswith("trl.")]
+    return named[0].removesuffix("Config").lower() or None if named else None
+
+
+def label_names(model: Any) -> dict[str, list[str]]:
+    """Return the labels that a classifier tells apart, in the order of its outputs; nothing for another model."""
+    labels = getattr(model.config, "id2label", None)
+    classifies = model.peft_config[model.active_adapter].task_type in {"SEQ_CLS", "TOKEN_CLS"}
+    return {"labels": [str(labels[index]) for index in sorted(labels)]} if labels and classifies else {}
+
+
+def loss_title(facts: Facts) -> str:
+    """Return the line above the loss curve: base, rank and data, as far as they are known."""
+    base = facts.base_model.name if facts.base_model else "model"
+    told = facts.adapter.get("ranks", facts.adapter.get("rank"))
+    rank = f", LoRA rank {told}" if told is not None else ""
+    return f"{base}{rank}{f', {facts.data.name}' if facts.data else ''}"
+
+
+def pictures_beside(folder: Path, facts: Facts) -> tuple[str, ...]:
+    """Return the names of the run's pictures in a folder; one of ranks only where ranks differ."""
+    wanted = ([LOSS_PICTURE] if facts.loss_history else []) + ([RANK_PICTURE] if "ranks" in facts.adapter else [])
+    return tuple(name for name in wanted if (folder / name).is_file())
+
+
+_METRIC_NAMES: Final = {"mean_token_accuracy": "token accuracy"}
+_NOT_METRICS: Final = ("runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time")
+"""What trainers log of an evaluation beside its metrics: time, and what no reader compares adapters by."""
 
 
 def _evaluation(log: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -171,9 +219,16 @@ def _evaluation(log: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     if not evaluated:
         return {}
     measured = {"adapter": evaluated[-1]} | ({"base": evaluated[0]} if evaluated[0]["step"] == 0 else {})
+    return {who: _metrics(entry) for who, entry in measured.items()}
+
+
+def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics in a row of the trainer's log: the loss, and what `compute_metrics` or trl measured."""
+    named = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
     return {
-        who: {name: round(float(entry[key]), 6) for key, name in _METRICS.items() if key in entry}
-        for who, entry in measured.items()
+        _METRIC_NAMES.get(name, name): round(float(value), 6)
+        for name, value in named.items()
+        if isinstance(value, (int, float)) and name not in _NOT_METRICS and not name.endswith("_per_second")
     }
 
 

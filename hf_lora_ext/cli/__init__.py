@@ -16,6 +16,10 @@ VERBS: Final = {
     "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
+    "card": "Write or refresh the model card from a run's facts.",
+    "push": "Publish an adapter on the Hub, checked before and verified after.",
+    "verify": "Check that an adapter on the Hub is whole and loads.",
+    "rollback": "Put an earlier version of an adapter back as a new commit.",
 }
 """Verb → the first line of its help, so that `hf-lora --help` loads no verb."""
 
@@ -26,6 +30,8 @@ Examples:
   hf-lora preset 7B --gpu 24
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
+  hf-lora card out/quickstart
+  hf-lora push out/quickstart me/docstrings --dry-run
 
 Exit codes: 0 done; 2 something given was wrong, or nothing fits; 130 interrupted; 1 a bug.
 """
@@ -74,5 +80,5 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"hf-lora: {error}", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("hf-lora: interrupted; `hf-lora train` called again goes on from the last checkpoint", err=True)
+        click.echo("hf-lora: interrupted; the same command again goes on where it stopped", err=True)
         sys.exit(130)

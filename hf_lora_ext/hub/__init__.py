@@ -1,19 +1,27 @@
-"""The one seam to the Hugging Face Hub: every network call of the package is here."""
+"""The one seam to the Hugging Face Hub: every network call of the package is here.
+
+This file reads models and datasets; `repository` is one repository that is written to; `failures` says what a failed
+call means.
+"""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from .failures import is_network_failure
 
 __all__ = [
     "HubModel",
     "cache_folder",
     "cached_model_folder",
+    "download_texts",
     "find_model",
     "load_hub_dataset",
     "model_config",
+    "show_no_progress",
     "stored_elements",
     "weights_index",
 ]
@@ -32,6 +40,10 @@ class HubModel:
     """Commit."""
     license: str | None
     """Licence identifier from the card."""
+    license_name: str | None = None
+    """Its name, where the identifier is `other`."""
+    license_link: str | None = None
+    """Where its text is, where the identifier is `other`."""
 
 
 def find_model(name: str, revision: str | None = None) -> HubModel | None:
@@ -59,18 +71,34 @@ def find_model(name: str, revision: str | None = None) -> HubModel | None:
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):
         return None
     except Exception as error:
-        if _is_network_failure(error):
+        if is_network_failure(error):
             return None
         raise
     if info.sha is None:
         raise ConfigError(f"the Hub names no commit for {name}; it has no files yet")
     card = info.card_data
-    return HubModel(name=info.id, revision=info.sha, license=card.license if card else None)
+    return HubModel(
+        name=info.id,
+        revision=info.sha,
+        license=card.license if card else None,
+        license_name=card.license_name if card else None,
+        license_link=card.license_link if card else None,
+    )
 
 
-def _is_network_failure(error: Exception) -> bool:
-    """Tell a transport failure of the client's HTTP library, whichever it is, from a bug."""
-    return any(parent.__name__ in {"TransportError", "RequestException"} for parent in type(error).__mro__)
+def download_texts(name: str, revision: str | None, wanted: re.Pattern[str]) -> list[Path]:
+    """Return the top-level files of a Hub model whose names are wanted, downloaded; none where it cannot be had."""
+    from huggingface_hub import HfApi, errors, hf_hub_download
+
+    try:
+        listed = HfApi().list_repo_files(name, revision=revision)
+        return [Path(hf_hub_download(name, file, revision=revision)) for file in listed if wanted.fullmatch(file)]
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled, OSError):
+        return []
+    except Exception as error:
+        if is_network_failure(error):
+            return []
+        raise
 
 
 def model_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
@@ -102,7 +130,7 @@ def stored_elements(name: str, revision: str | None = None) -> dict[str, int] | 
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled, OSError):
         return None
     except Exception as error:
-        if _is_network_failure(error):
+        if is_network_failure(error):
             return None
         raise
     return dict(info.safetensors.parameters) if info.safetensors else None
@@ -122,7 +150,7 @@ def weights_index(name: str, revision: str | None = None) -> tuple[str, dict[str
         except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError, ValueError):
             return None
         except Exception as error:
-            if _is_network_failure(error):
+            if is_network_failure(error):
                 return None
             raise
     return None
@@ -145,6 +173,16 @@ def cached_model_folder(name: str, revision: str | None = None) -> Path | None:
         return None
     has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
     return folder if has_weights and (folder / "config.json").is_file() else None
+
+
+def show_no_progress() -> None:
+    """Leave the screen to our own lines: no bars of the client, and only its errors."""
+    import logging
+
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def cache_folder() -> Path:
@@ -176,7 +214,7 @@ def load_hub_dataset(name: str, split: str, revision: str | None = None) -> tupl
     except Exception as error:
         if not isinstance(
             error, (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError)
-        ) and not _is_network_failure(error):
+        ) and not is_network_failure(error):
             raise
         commit = None
     away = f"data {name!r} is not a file here, and the Hub is out of reach; {known}"

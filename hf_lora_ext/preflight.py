@@ -1,0 +1,266 @@
+"""Everything that is found out about a release before the Hub is written to: what goes, what was cut, what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from .adapters import describe_saved
+from .base_terms import copy_agreement, find_base, find_terms
+from .errors import AdapterError, ConfigError, PushError
+from .facts import BaseModelFacts, Facts, read_facts
+from .gathering import Gathered
+from .hub.repository import is_public_dataset, stored_token
+from .landing import RemoteFile
+from .leaks import Leak, PrivateNames, find_private_names, find_secrets, redacted_json
+from .licences import LICENCE_TERMS
+from .machine import private_folders, private_people, secrets_of_environment
+from .release import CARD, CONFIG, WEIGHTS, LeftOut, is_machine_made, is_text, without_remarks
+from .release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
+from .release_terms import Terms, find_missing, notice_for
+from .stored_adapter import StoredAdapter, check_against_config, read_stored_adapter
+
+__all__ = ["Release", "ReleasedFile", "identified", "prepare"]
+
+_VOCABULARY: Final = re.compile(r"tokenizer\.json|vocab\.(json|txt)|merges\.txt|added_tokens\.json|.*\.model")
+"""Files whose words are the language's own: there only whole secrets and this machine's own folders are looked for."""
+_NAMELESS: Final = re.compile(
+    r"adapter_config\.json|LICEN[SC]E.*|NOTICE.*|USE_POLICY.*|tokenizer_config\.json|.*\.jinja"
+)
+"""Files in which a login is a word like any other: module names, copyright holders, templates."""
+_DATASET: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_SHOWN_PROBLEMS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedFile:
+    """A file that goes, by its content."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """SHA-256 of the content."""
+    blob: str
+    """Git's blob id of the content."""
+
+    @property
+    def as_remote(self) -> RemoteFile:
+        """The file as the Hub would list it."""
+        return RemoteFile(self.blob, self.sha256)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """What is published, checked."""
+
+    folder: Path
+    """Where the files are, as they go."""
+    files: Mapping[str, ReleasedFile]
+    """Path → content."""
+    left_out: tuple[LeftOut, ...]
+    """What stays where it is."""
+    changes: tuple[str, ...]
+    """What was cut or added, one line each."""
+    base: BaseModelFacts | None
+    """The base."""
+    terms: Terms
+    """The licence."""
+    stored: StoredAdapter
+    """The weights, without their numbers."""
+
+    @property
+    def wanted(self) -> dict[str, RemoteFile | None]:
+        """The files as the Hub is to list them."""
+        return {path: file.as_remote for path, file in self.files.items()}
+
+
+def prepare(gathered: Gathered, repo_id: str, terms: Mapping[str, str | None], token: str | None) -> Release:
+    """Return the release, its folder made fit to publish.
+
+    Args:
+        gathered: A folder that nobody else writes to; its files are changed here.
+        repo_id: Where it goes.
+        terms: What the user said: `license`, `license_name`, `license_link`.
+        token: The token that was given, which must not be in any file.
+
+    Raises:
+        AdapterError: If weights and config are no whole adapter.
+        ConfigError: If the licence is not known or a file cannot be read.
+        PushError: If a secret, a private name or a missing duty forbids it; all of them at once.
+    """
+    folder = gathered.folder
+    config = _read_config(folder / CONFIG)
+    stored = read_stored_adapter(folder / WEIGHTS)
+    check_against_config(stored, config)
+    private = _private_names(gathered, token)
+    changes, facts = _cut(folder, config, private)
+    own = (folder / CARD).read_text(encoding="utf8") if (folder / CARD).is_file() else None
+    recorded = config.get("base_model_name_or_path")
+    base, agreed = find_terms(find_base(config, facts), recorded, card_metadata_of(own) if own else {}, terms)
+    changes += _add_texts(folder, base, recorded, agreed)
+    told = replace(facts, base_model=base) if facts else Facts(base_model=base, adapter=describe_saved(folder))
+    told = replace(told, repo_id=repo_id)
+    card, origin = card_for(own, told, is_of_a_run=facts is not None)
+    if facts:
+        (folder / "facts.json").write_text(told.to_json(), encoding="utf8")
+    card, amended = with_metadata(card, base_metadata(base) | {"library_name": "peft"} | agreed.metadata())
+    changes += [f"{CARD}: {origin}" + (f"; metadata set: {', '.join(amended)}" if amended else "")]
+    (folder / CARD).write_text(card, encoding="utf8", newline="")
+    leaks = _scan(folder, stored, private)
+    problems = [*map(str, _in_the_users_lines(leaks, own, card)), *card_problems(card)]
+    problems += _undone(folder, repo_id, base, agreed, card)
+    if problems:
+        raise PushError(_refusal(problems))
+    files = {path: identified(folder / path) for path in _listed(folder)}
+    return Release(
+        folder=folder,
+        files=files,
+        left_out=gathered.left_out,
+        changes=tuple(changes),
+        base=base,
+        terms=agreed,
+        stored=stored,
+    )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise AdapterError(f"{CONFIG} is not JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict) or not config.get("peft_type"):
+        raise AdapterError(f"{CONFIG} names no peft_type, so it is no adapter's; save the adapter again")
+    return config
+
+
+def _private_names(gathered: Gathered, token: str | None) -> PrivateNames:
+    secrets = secrets_of_environment()
+    for value, name in ((stored_token(), "the token that is logged in"), (token, "the token of this push")):
+        if value:
+            secrets[value] = name
+    told = {value: f"the value of {name}" if name.isupper() else name for value, name in secrets.items()}
+    return PrivateNames(
+        secrets=told,
+        folders=tuple(private_folders(*gathered.origins)),
+        people=tuple(private_people()),
+        datasets=_datasets(gathered),
+    )
+
+
+def _datasets(gathered: Gathered) -> tuple[str, ...]:
+    """Return the ids of the datasets that facts or card name and not everybody can see."""
+    named: set[str] = set()
+    facts, card = gathered.folder / "facts.json", gathered.folder / CARD
+    if facts.is_file() and (data := read_facts(facts).data) is not None:
+        named.add(data.name)
+    if card.is_file():
+        listed = card_metadata_of(card.read_text(encoding="utf8")).get("datasets") or ()
+        named.update(map(str, listed if isinstance(listed, list) else [listed]))
+    ids = sorted(name for name in named if _DATASET.fullmatch(name))
+    return tuple(name for name in ids if not is_public_dataset(name))
+
+
+def _cut(folder: Path, config: dict[str, Any], private: PrivateNames) -> tuple[list[str], Facts | None]:
+    """Cut private names out of what libraries wrote; return what was cut, and the facts as they are now."""
+    changes = []
+    facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
+    base = find_base(config, facts)
+    if base and config.get("base_model_name_or_path") != base.name:
+        text = json.dumps(config | {"base_model_name_or_path": base.name}, indent=2, ensure_ascii=False) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf8")
+        changes.append(f"{CONFIG}: base_model_name_or_path, a local path, became {base.name}")
+    for path in filter(is_machine_made, _listed(folder)):
+        nameless = replace(private, people=()) if _NAMELESS.fullmatch(path) else private
+        try:
+            text, was_cut = redacted_json((folder / path).read_text(encoding="utf8"), nameless)
+        except ValueError as error:
+            raise ConfigError(f"{path} is not JSON ({error}); remove it, or save it again") from error
+        if was_cut:
+            (folder / path).write_text(text, encoding="utf8")
+            changes.append(f"{path}: private names and paths cut")
+    for picture in sorted(folder.glob("*.png")):
+        _clean_picture(picture)
+    return changes, read_facts(folder / "facts.json") if facts else None
+
+
+def _clean_picture(file: Path) -> None:
+    try:
+        file.write_bytes(without_remarks(file.read_bytes()))
+    except ValueError as error:
+        raise ConfigError(f"{file.name} is no PNG picture ({error}); remove it from the folder") from error
+
+
+def _add_texts(folder: Path, base: BaseModelFacts | None, recorded: Any, terms: Terms) -> list[str]:
+    """Add the agreement and the notice that the licence asks for, where the folder has none."""
+    binding = _binding(base, terms)
+    added = [f"{name}: the base's own" for name in copy_agreement(base, recorded, binding, folder)]
+    notice = notice_for(binding)
+    if notice and not any(folder.glob("NOTICE*")):
+        (folder / "NOTICE").write_text(notice, encoding="utf8")
+        added.append("NOTICE: the attribution that the licence asks for")
+    return added
+
+
+def _binding(base: BaseModelFacts | None, terms: Terms) -> str:
+    """Return the licence whose duties hold: the base's, whatever the adapter's own is."""
+    return base.license if base and base.license and base.license in LICENCE_TERMS else terms.id
+
+
+def _in_the_users_lines(leaks: Iterable[Leak], own: str | None, card: str) -> Iterator[Leak]:
+    """Give leaks in the card the lines that they have in the folder's own card, whose metadata may be shorter."""
+    shift = card.count("\n") - own.count("\n") if own is not None else 0
+    for leak in leaks:
+        yield replace(leak, line=max(1, leak.line - shift)) if leak.file == CARD else leak
+
+
+def _scan(folder: Path, stored: StoredAdapter, private: PrivateNames) -> Iterator[Leak]:
+    """Yield every secret and private name in what goes."""
+    for path in _listed(folder):
+        if path == WEIGHTS:
+            text = "\n".join([*stored.metadata, *stored.metadata.values(), *stored.shapes])
+            yield from (replace(leak, line=0) for leak in _leaks_in(path, text, private))
+        elif is_text(path) or _VOCABULARY.fullmatch(path):
+            yield from _leaks_in(path, (folder / path).read_bytes().decode("utf8", "replace"), private)
+
+
+def _leaks_in(path: str, text: str, private: PrivateNames) -> Iterator[Leak]:
+    is_vocabulary = bool(_VOCABULARY.fullmatch(path))
+    yield from find_secrets(path, text, private, assigned=not is_vocabulary)
+    people = not is_vocabulary and not _NAMELESS.fullmatch(path)
+    yield from find_private_names(path, text, private, people=people, paths=not is_vocabulary)
+
+
+def _undone(folder: Path, repo_id: str, base: BaseModelFacts | None, terms: Terms, card: str) -> list[str]:
+    """Return what the licence asks for and is missing."""
+    binding = _binding(base, terms)
+    notices = "\n".join(file.read_text(encoding="utf8", errors="replace") for file in folder.glob("NOTICE*"))
+    missing = find_missing(binding, repo_id.rpartition("/")[2], _listed(folder), card, notices)
+    return [f"licence {binding} asks for {what}" for what in missing]
+
+
+def _refusal(problems: list[str]) -> str:
+    """Return all problems as one message."""
+    distinct = list(dict.fromkeys(problems))
+    shown = distinct[:_SHOWN_PROBLEMS]
+    more = [f"and {len(distinct) - len(shown)} more"] if len(distinct) > len(shown) else []
+    return "nothing was pushed; first mend\n  " + "\n  ".join([*shown, *more])
+
+
+def _listed(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder).as_posix()) for file in folder.rglob("*") if file.is_file())
+
+
+def identified(file: Path) -> ReleasedFile:
+    """Return a file's size and hashes, read in blocks."""
+    size = file.stat().st_size
+    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            sha256.update(block)
+            blob.update(block)
+    return ReleasedFile(size=size, sha256=sha256.hexdigest(), blob=blob.hexdigest())

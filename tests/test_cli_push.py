@@ -1,0 +1,70 @@
+"""`hf-lora push`, `verify` and `rollback` say what they do, and fail in words."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import outcome
+from git_hub_state import Hub
+from push_runs import COMMITS, REPO, pushing_to, saved_adapter
+
+from hf_lora_ext.release import WEIGHTS
+
+
+@pytest.fixture
+def hub(git_hub: Hub):
+    with pushing_to(git_hub):
+        yield git_hub
+
+
+def test_a_dry_run_shows_the_plan_and_stops(capsys, hub: Hub, adapter: Path):
+    code, out, _ = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--dry-run", "--private")
+    assert code == 0
+    assert "to       me/sums (new, private), main" in out
+    assert WEIGHTS in out
+    assert not hub.exists("model", REPO)
+
+
+def test_a_push_shows_plan_and_commit_and_verify_and_rollback_follow(capsys, hub: Hub, adapter: Path, tiny_model: Path):
+    code, out, err = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--tag", "v1", "--yes")
+    assert code == 0, err
+    assert f"pushed  me/sums: {hub.head(REPO)}, verified, tag v1" in out
+    assert "goes " in out
+    code, out, err = outcome(capsys, "verify", REPO, "--revision", "v1", "--folder", adapter)
+    assert (code, "verified  me/sums" in out) == (0, True), err
+    saved_adapter(adapter, tiny_model, r=4)
+    code, out, _ = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--json")
+    assert json.loads(out)["status"] == "pushed"
+    code, _, err = outcome(capsys, "verify", REPO, "--revision", "v1", "--folder", adapter)
+    assert (code, "two adapters" in " ".join(err.split())) == (2, True)
+    code, out, _ = outcome(capsys, "rollback", REPO, "v1", "--json")
+    assert (code, json.loads(out)["status"]) == (0, "rolled back")
+    assert hub.history(REPO) == ["Roll back to v1", "Push adapter", *COMMITS]
+    revisions = ([], ["--revision", "v1"])
+    now, then = (json.loads(outcome(capsys, "verify", REPO, "--json", *revision)[1]) for revision in revisions)
+    assert now["files"] == then["files"]
+
+
+def test_what_was_found_is_said_on_standard_error_with_exit_code_2(capsys, hub: Hub, adapter: Path):
+    (adapter / "README.md").write_text("# Mine\nkey: " + "hf_" + "a1B2" * 9)
+    code, out, err = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--yes")
+    assert (code, out) == (2, "")
+    assert "README.md:2: a Hugging Face token" in err
+    assert "a1B2" not in err
+    assert "again: `hf-lora push" in err
+
+
+@pytest.mark.parametrize("verb", ["verify", "rollback"])
+def test_a_version_that_is_not_there_is_named(capsys, hub: Hub, verb: str):
+    arguments = [REPO, "--revision", "v9"] if verb == "verify" else [REPO, "v9"]
+    code, _, err = outcome(capsys, verb, *arguments)
+    assert code == 2
+    assert "there is no me/sums at" in err
+
+
+def test_who_declines_is_told_that_nothing_was_written(capsys, hub: Hub, adapter: Path, monkeypatch):
+    monkeypatch.setattr("hf_lora_ext.cli.push.sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("hf_lora_ext.cli.push.click.confirm", lambda question: False)
+    code, _, err = outcome(capsys, "push", adapter, REPO, "--license", "mit")
+    assert (code, "declined; nothing was written" in err) == (2, True)
+    assert not hub.exists("model", REPO)
