@@ -424,6 +424,15 @@ def test_causal_task_supervises_the_completion_alone(tiny_model: Path, tmp_path:
     assert shown[-1] == task.tokenizer.eos_token_id
 
 
+def test_causal_task_can_supervise_the_whole_text(tiny_model: Path, tmp_path: Path) -> None:
+    file = rows_file(tmp_path / "rows.jsonl", [{"prompt": f"{n} is ", "completion": f"{n}."} for n in range(40)])
+    task = CausalTask(model=tiny_model, data=file, length=128, whole_text=True)
+    row, text = task.encoded[0][0], task.split.train[0]
+    assert row["labels"] == row["input_ids"]
+    assert task.tokenizer.decode(row["labels"], skip_special_tokens=True) == text["prompt"] + text["completion"]
+    assert task.settings() != CausalTask(model=tiny_model, data=file, length=128).settings()
+
+
 @pytest.mark.parametrize("method", ["uniform", "eva", "ours", "truncate-whitened"])
 def test_text_tasks_run_on_a_model_folder(tiny_model: Path, tmp_path: Path, method: str) -> None:
     pairs = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(40)]

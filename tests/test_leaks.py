@@ -6,7 +6,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import PATHS, SECRETS
+from planted_secrets import PATHS, SECRETS
 
 from hf_lora_ext.leaks import PrivateNames, find_private_names, find_secrets, redacted_json
 

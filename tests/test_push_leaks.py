@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from git_hub_state import Hub
-from planted import PATHS, SECRETS
+from planted_secrets import PATHS, SECRETS
 from push_runs import REPO, push, pushing_to
 from safetensors.torch import load_file, save_file
 from test_release import chunk, picture

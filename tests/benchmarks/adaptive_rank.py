@@ -87,6 +87,7 @@ def options_from(arguments: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, help=says)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda was never run")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base; not planted")
+    parser.add_argument("--whole-text", action="store_true", help="causal: supervise the prompts' tokens too")
     parser.add_argument("--noise-free", action="store_true", help="planted: learn the teacher's distribution itself")
     parser.add_argument("--share-rates", action="store_true", help="ours-* and shuffled take the rate of ours, untuned")
     parser.add_argument("--retry", action="store_true", help="run cells again that failed before")
@@ -143,10 +144,12 @@ def task_from(options: argparse.Namespace) -> Task:
         return PlantedTask(length=options.length, noise_free=options.noise_free, device=options.device,
                            held_out_rows=options.held_out_rows, targets=options.targets,
                            folder=options.out / "shared")  # fmt: skip
-    kind = CausalTask if options.task == "causal" else ClassificationTask
-    return kind(model=options.model, data=options.data, held_out=options.held_out, length=options.length,
-                held_out_rows=options.held_out_rows, targets=options.targets, device=options.device,
-                dtype=options.dtype)  # fmt: skip
+    shared = {"model": options.model, "data": options.data, "held_out": options.held_out, "length": options.length,
+              "held_out_rows": options.held_out_rows, "targets": options.targets, "device": options.device,
+              "dtype": options.dtype}  # fmt: skip
+    if options.task == "causal":
+        return CausalTask(**shared, whole_text=options.whole_text)
+    return ClassificationTask(**shared)
 
 
 def run(bench: Bench, choices: Choices) -> list[Arm]:

@@ -73,8 +73,11 @@ class TextTask:
             yield {key: value.to(device) for key, value in batch.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
 class CausalTask(TextTask):
-    """Write the completion; only its tokens are supervised."""
+    """Write the completion, whose tokens alone are supervised; or the whole text, prompt and completion in one."""
+
+    whole_text: bool = False
 
     name = "causal"
     measure = "held-out NLL (nats per token)"
@@ -88,9 +91,16 @@ class CausalTask(TextTask):
             raise SystemExit(f"no row has at most --length {self.length} tokens; raise it")
         return sides[0], sides[1]
 
+    def settings(self) -> dict[str, Any]:
+        """Return all that determines the task."""
+        return super().settings() | {"whole_text": self.whole_text}
+
     def encode(self, row: Row) -> dict[str, Any]:
-        """Return a row's tokens and labels, through the chat template where the tokenizer has one."""
+        """Return a row's tokens and labels, through the chat template where there is one and a question is asked."""
         prompt = row["prompt"]
+        if self.whole_text:
+            ids = [*self.tokenizer(prompt + row["completion"]).input_ids, self.tokenizer.eos_token_id]
+            return {"input_ids": ids, "labels": ids}
         if self.tokenizer.chat_template:
             asked = [{"role": "user", "content": prompt}]
             prompt = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
