@@ -82,7 +82,10 @@ def _adapter(shape: ModelShape, method: Method, wishes: LoraWishes, advice: Advi
 def adaptive_choices(wished: bool | None, rank: int) -> tuple[Choice, ...]:
     """Return whether rank moves between layers, and how many times wider it then starts."""
     if not wished:
-        return (Choice(name="adaptive_rank", value=False, why="the same rank in every layer", source=LORA_PAPER),)
+        return (
+            Choice(name="adaptive_rank", value=False, why="the same rank in every layer", source=LORA_PAPER),
+            Choice(name="start_factor", value=1, why="starts as wide as it ends", source=LORA_PAPER),
+        )
     source = "callbacks/adaptive_rank.md"
     why = f"ends at a mean of {rank}; give the trainer callbacks=p.callbacks()"
     return (
@@ -126,7 +129,7 @@ def starting_rank(rank: int) -> int:
 
 def _no_factors() -> tuple[Choice, ...]:
     factors: dict[str, Any] = {"rank": 0, "alpha": 0, "dropout": 0.0, "targets": "none"}
-    nothing = {**factors, "experts": (), "expert_rank": 0, "new_tokens": (), "adaptive_rank": False}
+    nothing = {**factors, "experts": (), "expert_rank": 0, "new_tokens": (), "adaptive_rank": False, "start_factor": 1}
     source = METHOD_FACTS["prefix"].source
     return tuple(Choice(name=n, value=v, why="a prefix has no factors", source=source) for n, v in nothing.items())
 
@@ -145,6 +148,7 @@ def _own_adapter(config: LoraConfig) -> tuple[Choice, ...]:
         "expert_rank": config.r if experts else 0,
         "new_tokens": tuple(sorted(tokens)),
         "adaptive_rank": False,
+        "start_factor": 1,
     }
     return tuple(
         Choice(name=name, value=value, why="from your LoraConfig", source="lora_config=")

@@ -53,6 +53,8 @@ class Preset:
     """Tokens whose rows of embedding and head train."""
     adaptive_rank: bool
     """Whether the rank is a mean that layers share as they need it."""
+    start_factor: int
+    """How many times its mean rank an adapter of adaptive rank starts with; 1 without."""
     dtype: Literal["float32", "float16", "bfloat16"]
     """Precision of the base weights and of the matrix products."""
     init: str
@@ -95,8 +97,6 @@ class Preset:
     """Every value above with its reason and source."""
     warnings: tuple[Choice, ...] = ()
     """Risks that the advice for an automatic rank sees."""
-    start_factor: int = 1
-    """How many times its mean rank an adapter of adaptive rank starts with; 1 without."""
     found: Fit | None = None
     """The memory plan behind it; None without a GPU of known memory."""
     own_lora_config: LoraConfig | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import socket
 import sys
 import threading
@@ -223,6 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder that keeps everything; may be used again")
     parser.add_argument("--fault", type=Fault.parse, action="append", default=[], help="where:when:what[:times[:skip]]")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
     hub = Hub(options.root)
     hub.faults.pending += options.fault
     with _listen(hub, options.port) as server:
