@@ -80,12 +80,16 @@ def adapter(saved_lora: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def git_hub(tmp_path: Path) -> Iterator["Hub"]:
-    """A Hub on loopback that takes pushes; `git_hub_access` has its tokens, `git_hub.faults` makes it go wrong."""
+def git_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """A Hub on loopback that takes pushes; `git_hub_access` has its tokens, `git_hub.faults` makes it go wrong.
+
+    What a push that fails keeps beside the Hub's cache is kept in the test's own folder.
+    """
     if shutil.which("git") is None:
         pytest.skip("the Hub stand-in keeps its repositories with git, and there is no git on the PATH")
     from git_hub import git_hub_on_loopback
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "hf_home"))
     with git_hub_on_loopback(tmp_path / "git_hub") as hub:
         yield hub
 
