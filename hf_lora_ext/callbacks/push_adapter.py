@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from ..errors import ConfigError, LoraExtError
 from ..facts import write_text_atomically
 from ..gathering import Aside, lay_aside_checkpoint, lay_aside_model
+from ..hub import without_bars
 from ..hub.failures import HubAway
 from ..push import push_adapter
 from ..push_plan import MAIN, PushPlan, PushRequest, PushResult
@@ -248,16 +249,17 @@ class PushAdapterCallback(TrainerCallback):
 
     def _send(self, parcel: Parcel, at: Callable[[str], None]) -> PushResult:
         """Push a parcel; runs in the queue's thread."""
-        return push_adapter(
-            parcel.aside,
-            self.repo_id,
-            token=self.token,
-            tag=self.tag if parcel.is_last else None,
-            message=parcel.title,
-            confirm=None if parcel.is_last else _is_another_adapter,
-            say=at,
-            **self.wanted,
-        )
+        with without_bars():
+            return push_adapter(
+                parcel.aside,
+                self.repo_id,
+                token=self.token,
+                tag=self.tag if parcel.is_last else None,
+                message=parcel.title,
+                confirm=None if parcel.is_last else _is_another_adapter,
+                say=at,
+                **self.wanted,
+            )
 
     def _tell(self) -> Outcome | None:
         """Say what became of pushes since the last time, and return the last of them."""
