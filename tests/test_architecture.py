@@ -16,7 +16,7 @@ LAYERS = {
     "hardware": 0, "choices": 0, "targets": 0, "attention": 0, "wishes": 0,
     "plans": 0, "habits": 0, "anatomy": 0, "activations": 0, "states": 0, "memory": 0, "fitting": 0,
     "plan_choices": 0, "remedies": 0, "popular_models": 0, "host_memory": 0,
-    "configuration": 0, "presets": 0, "explanation": 0, "recipe": 0, "facts": 0, "cards": 0,
+    "configuration": 0, "presets": 0, "explanation": 0, "recipe": 0, "recipe_rules": 0, "facts": 0, "cards": 0,
     "card_metadata": 0, "card_view": 0, "card_usage": 0, "card_ownership": 0, "markdown": 0, "licences": 0,
     "layer_ranks": 0, "emissions": 0,
     "resources": 0, "strict_yaml": 0, "rank_schedule": 0, "rank_events": 0, "allocation": 0,

@@ -79,7 +79,8 @@ def test_a_dpo_run_pushes_its_policy_alone(hub: Hub, licensed: Path, tmp_path: P
     pairs = [{"prompt": "1 + 1 = ", "chosen": "2", "rejected": "3"}] * 8
     settings = SETTINGS | {"max_steps": 1, "hub_strategy": "end", "gradient_checkpointing": False}
     trainer = PreferenceTrainer(
-        model=str(licensed), args=DPOConfig(str(tmp_path), **settings), train_dataset=Dataset.from_list(pairs), processing_class=AutoTokenizer.from_pretrained(licensed),
+        model=str(licensed), args=DPOConfig(str(tmp_path), **settings), train_dataset=Dataset.from_list(pairs),
+        processing_class=AutoTokenizer.from_pretrained(licensed),
         peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
     )  # fmt: skip
     trainer.train()

@@ -8,7 +8,7 @@ from .facts import FactsCallback
 from .new_tokens import NewTokensCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
-from .push_adapter import PushAdapterCallback
+from .push_adapter import PushAdapterCallback, PushOnTheWay
 from .start import EvaCallback, LoftqCallback
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "PlainAdapterCallback",
     "ProgressLines",
     "PushAdapterCallback",
+    "PushOnTheWay",
 ]

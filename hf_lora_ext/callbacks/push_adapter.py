@@ -27,7 +27,7 @@ from .trainer_fit import come_last_
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["PushAdapterCallback"]
+__all__ = ["PushAdapterCallback", "PushOnTheWay"]
 
 ASIDE: Final = "to_push"
 """Folder in the output folder for what waits to be pushed."""
@@ -290,6 +290,13 @@ class PushAdapterCallback(TrainerCallback):
         last = self._tell() or last
         if last is not None and last.problem is not None:
             self.say(f"push: {self.repo_id} does not hold this run's last adapter; it is kept: {last.parcel.command}")
+
+
+class PushOnTheWay(PushAdapterCallback):
+    """Pushes on the way alone: what the training ends with is pushed by who finishes its folder."""
+
+    def _put_end(self, args: TrainingArguments, state: TrainerState, model: Any, tokenizer: Any) -> None:
+        """Push nothing."""
 
 
 def _is_another_adapter(plan: PushPlan) -> bool:
