@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -105,7 +106,8 @@ class PushQueue:
         with self._changed:
             parcel = self._waiting or self._running
         if parcel is not None:
-            note(parcel, "the process ended before the push did")
+            with suppress(FileNotFoundError):  # it has landed in this moment, and its folder went
+                note(parcel, "the process ended before the push did")
         return parcel
 
     def _work(self, parcel: Parcel | None) -> None:
@@ -124,7 +126,10 @@ class PushQueue:
         except Exception as error:  # a training must not die of its push: whatever it was, it is told
             text = str(error) if isinstance(error, LoraExtError) else f"{type(error).__name__}: {error}"
             problem = text if "again: `" in text else f"{text}\nagain: `{parcel.command}`"
-            note(parcel, problem)
+            try:
+                note(parcel, problem)
+            except OSError as unwritten:
+                problem += f"\n(its folder has no note: {unwritten})"
             self._keep(parcel)
             return Outcome(parcel=parcel, problem=problem)
         parcel.aside.remove_()

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 from adaptive_runs import adapted, build, callback
+from adaptive_runs import load as load_base
 from git_hub_access import READ_TOKEN, WRITE_TOKEN
 from git_hub_state import Hub
 from huggingface_hub import HfApi
+from peft import AdaLoraConfig, LoraConfig
 from push_runs import REPO, pushing_to
 from safetensors.torch import load
 from transformers import TrainerCallback
 
-from hf_lora_ext import ConfigError, FactsCallback, PushAdapterCallback, PushError
+from hf_lora_ext import AdaLoraCallback, ConfigError, FactsCallback, PushAdapterCallback, PushError
+from hf_lora_ext.callbacks import PlainAdapterCallback
 from hf_lora_ext.push_queue import AGAIN
 from hf_lora_ext.release import CARD, CONFIG, WEIGHTS
 
@@ -99,7 +102,7 @@ def losses_of(values: list[float]) -> TrainerCallback:
     return Told()
 
 
-@pytest.mark.parametrize("loads_best", [False, True])
+@pytest.mark.parametrize("loads_best", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_best_goes_when_it_is_the_best_and_again_at_the_end(
     hub: Hub, tiny_model: Path, tmp_path: Path, loads_best: bool
 ):
@@ -260,6 +263,7 @@ def test_a_checkpoint_over_the_budget_stays_and_the_end_is_within_it(hub: Hub, t
         assert sum(tensor.numel() for tensor in stored.values()) <= ranks.budget_
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_started_again_makes_no_commit(hub: Hub, tiny_model: Path, tmp_path: Path):
     run(tiny_model, tmp_path, pusher(tag="v1", verify=True), max_steps=2)
     before = hub.history(REPO)
@@ -298,6 +302,33 @@ def test_a_secret_in_the_output_folder_is_refused_before_the_first_step(hub: Hub
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def only_the_end(tiny_model: Path, folder: Path, config: Any, *callbacks: TrainerCallback) -> None:
+    from peft import get_peft_model
+
+    build(get_peft_model(load_base(tiny_model), config), folder, *callbacks, max_steps=4, save_strategy="steps",
+          save_steps=1).train()  # fmt: skip
+
+
+def test_of_pissa_only_the_end_goes_for_the_unchanged_base(hub: Hub, tiny_model: Path, tmp_path: Path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights="pissa")
+    with pytest.raises(ConfigError, match="give the trainer PlainAdapterCallback too"):
+        only_the_end(tiny_model, tmp_path, config, pusher())
+    push = pusher(every_saves=1)
+    only_the_end(tiny_model, tmp_path, config, push, PlainAdapterCallback())
+    assert hub.history(REPO) == ["End of training, step 4", "initial commit"]
+    assert hub.files(REPO)[WEIGHTS] == weights(tmp_path / "plain_adapter")
+    assert any("no checkpoint goes to me/sums on the way: init pissa changes the base" in line for line in push.lines)
+
+
+@pytest.mark.slow
+def test_of_adalora_only_the_end_goes_as_plain_lora(hub: Hub, tiny_model: Path, tmp_path: Path):
+    config = AdaLoraConfig(init_r=4, target_r=2, total_step=4, tinit=1, tfinal=1, target_modules=["q_proj", "v_proj"],
+                           task_type="CAUSAL_LM")  # fmt: skip
+    only_the_end(tiny_model, tmp_path, config, AdaLoraCallback(), pusher(every_saves=1))
+    assert hub.history(REPO) == ["End of training, step 4", "initial commit"]
+    assert json.loads(hub.files(REPO)[CONFIG])["peft_type"] == "LORA"
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -314,12 +345,14 @@ def test_arguments_that_contradict_each_other_are_refused_at_once(wrong: dict, s
         PushAdapterCallback(REPO, **wrong)
 
 
+@pytest.mark.slow
 def test_pushing_changes_no_weight_of_the_training(hub: Hub, tiny_model: Path, tmp_path: Path):
     run(tiny_model, tmp_path / "with", pusher(every_saves=1, verify=True))
     run(tiny_model, tmp_path / "without")
     assert weights(tmp_path / "with" / "checkpoint-4") == weights(tmp_path / "without" / "checkpoint-4")
 
 
+@pytest.mark.slow
 def test_the_weights_of_what_waits_are_shared_with_the_checkpoint(hub: Hub, tiny_model: Path, tmp_path: Path):
     gate = threading.Event()
     hub.create(REPO)

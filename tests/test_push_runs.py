@@ -46,6 +46,7 @@ def test_a_recipe_s_run_is_pushed_on_the_way_and_when_its_card_is_written(hub: H
     assert lines.index(f"push     {REPO}, when the run is finished") < lines.index(f"model    {recipe.model}")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_pushed_when_it_is_asked_for_later(hub: Hub, recipe: Recipe):
     run_recipe(recipe, say=lambda line: None)
     hub.faults.add("whoami", "before", 503, times=100)

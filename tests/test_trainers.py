@@ -62,7 +62,10 @@ def ever(hub: Hub) -> set[str]:
     return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize(
+    "strategy",
+    [*(pytest.param(s, marks=pytest.mark.slow) for s in ("end", "every_save", "checkpoint")), "all_checkpoints"],
+)
 def test_every_strategy_pushes_adapters_and_never_the_folder(hub: Hub, licensed: Path, tmp_path: Path, strategy: str):
     trainer = sft(licensed, tmp_path, hub_strategy=strategy)
     trainer.train()
@@ -114,6 +117,7 @@ def test_adaptive_rank_is_pushed_within_its_budget_where_the_stock_trainer_is_re
         Trainer.init_hf_repo = stock
 
 
+@pytest.mark.slow
 def test_the_hub_s_arguments_are_followed(hub: Hub, licensed: Path, tmp_path: Path):
     trainer = plain(licensed, tmp_path, hub_private_repo=True, hub_revision="trial", hub_strategy="end")
     assert not hub.exists("model", REPO), "nothing is made before anything is trained"
@@ -124,11 +128,13 @@ def test_the_hub_s_arguments_are_followed(hub: Hub, licensed: Path, tmp_path: Pa
     assert (pushed.status, pushed.plan.is_private) == ("already there", True)
 
 
+@pytest.mark.slow
 def test_without_an_id_the_repository_is_named_after_the_folder(hub: Hub, licensed: Path, tmp_path: Path):
     plain(licensed, tmp_path / "sums", hub_model_id=None, hub_strategy="end").train()
     assert hub.history(REPO)[0] == "End of training, step 2"
 
 
+@pytest.mark.slow
 def test_save_model_pushes_as_the_stock_trainer_does_and_makes_no_commit_of_the_same(
     hub: Hub, licensed: Path, tmp_path: Path
 ):

@@ -37,6 +37,7 @@ WAIT_SECONDS: Final = 480.0
 (torch.distributed.init_process_group, `timeout` for NCCL)."""
 TOLD_EVERY_SECONDS: Final = 10.0
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "lora_ga")
+"""Starts after which peft's base is another one (LoraConfig.init_lora_weights)."""
 logger = logging.getLogger(__name__)
 
 
@@ -125,7 +126,7 @@ class PushAdapterCallback(TrainerCallback):
         self.saves_ = _saves_until(Path(args.output_dir), state.global_step)
         self.results_: list[PushResult] = []
         self.only_the_end_ = _why_only_the_end(model)
-        self._refuse(args)
+        self._refuse(args, model)
         folder = Path(args.output_dir) / ASIDE
         remove_unfinished(folder)
         self._rehearse(model, processing_class, folder / "start", is_new=state.global_step == 0)
@@ -197,7 +198,7 @@ class PushAdapterCallback(TrainerCallback):
             terms={name: value for name, value in self.wanted.items() if name.startswith("license")},
         )
 
-    def _refuse(self, args: TrainingArguments) -> None:
+    def _refuse(self, args: TrainingArguments, model: Any) -> None:
         """Raise for what could never be pushed as it is asked for."""
         problem = ""
         if args.fsdp or args.deepspeed:
@@ -312,10 +313,20 @@ def _saves_until(written: Path, step: int) -> int:
 
 def _why_only_the_end(model: Any) -> str:
     """Return why the checkpoints of a model are no adapters to publish; nothing where they are."""
-    config = getattr(model, "peft_config", {}).get(getattr(model, "active_adapter", None))
+    config = _config_of(model)
     if getattr(getattr(config, "peft_type", None), "value", None) == "ADALORA":
         return "AdaLoRA's checkpoints are wide and in its own format; at the end it is a plain LoRA"
-    init = getattr(config, "init_lora_weights", None)
-    if isinstance(init, str) and init.startswith(_CHANGES_BASE):
-        return f"init {init} changes the base, so that only the end gives an adapter for the unchanged base"
+    if _changes_base(model):
+        return f"init {config.init_lora_weights} changes the base; at the end there is an adapter for the unchanged one"
     return ""
+
+
+def _changes_base(model: Any) -> bool:
+    """Return whether the adapter's start changed the weights below it."""
+    init = getattr(_config_of(model), "init_lora_weights", None)
+    return isinstance(init, str) and init.startswith(_CHANGES_BASE)
+
+
+def _config_of(model: Any) -> Any:
+    name = getattr(model, "active_adapter", None)
+    return getattr(model, "peft_config", {}).get(name) if isinstance(name, str) else None
