@@ -207,9 +207,7 @@ class PushAdapterCallback(TrainerCallback):
             problem = "best=True needs to know what is best; set metric_for_best_model (such as 'loss') and evaluate"
         elif self.schedule.best and self.only_the_end_ and not args.load_best_model_at_end:
             problem = f"best=True needs load_best_model_at_end=True here: {self.only_the_end_}"
-        elif (
-            "for the unchanged base" in self.only_the_end_ and not (Path(args.output_dir) / "initial_adapter").is_dir()
-        ):
+        elif _changes_base(model) and not (Path(args.output_dir) / "initial_adapter").is_dir():
             problem = f"give the trainer PlainAdapterCallback too: {self.only_the_end_}"
         if problem:
             raise ConfigError(f"PushAdapterCallback: {problem}")
