@@ -179,9 +179,10 @@ def test_the_hub_away_all_the_time_leaves_a_trained_run_and_a_command(
 def test_what_is_kept_stays_as_it_was_when_its_checkpoint_is_written_anew(hub: Hub, tiny_model: Path, tmp_path: Path):
     hub.create(REPO)
     hub.faults.add("commit", "before", 403)
-    push = pusher(every_saves=1, at_end=False)
-    run(tiny_model, tmp_path, push, max_steps=1)
-    kept, checkpoint = tmp_path / "to_push" / "step-1", tmp_path / "checkpoint-1"
+    push = pusher(every_saves=2, at_end=False)
+    run(tiny_model, tmp_path, push, settled(push), max_steps=3)
+    kept, checkpoint = tmp_path / "to_push" / "step-2", tmp_path / "checkpoint-2"
+    assert push.lines[-1].startswith(f"push: {REPO} does not hold this run's last adapter; it is kept: hf-lora push")
     before = weights(kept)
     with (checkpoint / WEIGHTS).open("r+b") as file:
         file.truncate(10)

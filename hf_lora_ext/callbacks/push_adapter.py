@@ -125,6 +125,7 @@ class PushAdapterCallback(TrainerCallback):
             return
         self.saves_ = _saves_until(Path(args.output_dir), state.global_step)
         self.results_: list[PushResult] = []
+        self.last_: Outcome | None = None
         self.only_the_end_ = _why_only_the_end(model)
         self._refuse(args, model)
         folder = Path(args.output_dir) / ASIDE
@@ -172,13 +173,13 @@ class PushAdapterCallback(TrainerCallback):
         best = Path(state.best_model_checkpoint or "")
         if self.schedule.best and not args.load_best_model_at_end and best.name:
             if best.is_dir() and not self._is_over_budget(best):
-                return self._put_checkpoint(f"End of training, the best of it: {best.name}", best, is_last=True)
+                self._put_checkpoint(f"End of training, the best of it: {best.name}", best, is_last=True)
+                return
             self.say(f"push: {best.name}, the best, cannot be pushed; the adapter as the training leaves it goes")
         written = Path(args.output_dir)
         folder = written / ASIDE / "end"
         self._put(f"End of training, step {state.global_step}", folder, is_last=True,
                   lay=lambda: lay_aside_model(model, tokenizer, written, folder, is_over=True))  # fmt: skip
-        return None
 
     def _put_checkpoint(self, title: str, checkpoint: Path, *, is_last: bool = False) -> None:
         """Push a checkpoint, if its ranks are those that the run is to end with."""
@@ -260,8 +261,8 @@ class PushAdapterCallback(TrainerCallback):
                 **self.wanted,
             )
 
-    def _tell(self) -> Outcome | None:
-        """Say what became of pushes since the last time, and return the last of them."""
+    def _tell(self) -> None:
+        """Say what became of pushes since the last time."""
         outcomes = self.queue_.outcomes() if self.queue_ is not None else []
         for outcome in outcomes:
             if outcome.result is None:
@@ -269,15 +270,15 @@ class PushAdapterCallback(TrainerCallback):
             else:
                 self.results_.append(outcome.result)
                 self.say(f"push: {outcome.line}")
-        return outcomes[-1] if outcomes else None
+            self.last_ = outcome
 
     def _wait(self) -> None:
         """Wait for the pushes, say how they go, and end with a line that says what is where."""
         assert self.queue_ is not None
         began = time.monotonic()
-        last = self._tell()
+        self._tell()
         while not self.queue_.wait(min(TOLD_EVERY_SECONDS, max(0.0, self.wait_seconds - time.monotonic() + began))):
-            last = self._tell() or last
+            self._tell()
             waited = time.monotonic() - began
             if waited >= self.wait_seconds:
                 parcel = self.queue_.abandon()
@@ -286,8 +287,8 @@ class PushAdapterCallback(TrainerCallback):
                 self.say(f"push: goes on while this process lives; if that ends first: {command}")
                 return
             self.say(f"push: {self.queue_.step}, since {waited:.0f} s of at most {self.wait_seconds:.0f}")
-        last = self._tell() or last
-        if last is not None and last.problem is not None:
+        self._tell()
+        if (last := self.last_) is not None and last.problem is not None:
             self.say(f"push: {self.repo_id} does not hold this run's last adapter; it is kept: {last.parcel.command}")
 
 
