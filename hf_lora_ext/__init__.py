@@ -17,7 +17,7 @@ from .sizes import ModelShape
 
 if TYPE_CHECKING:
     from .advice import Advice, advise
-    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback
+    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
     from .cards import render_card, write_card
     from .facts import Facts
     from .push import push_adapter
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .remedies import DoesNotFit
     from .rollbacks import RolledBack, rollback
     from .runner import RunResult, run_recipe
+    from .trainers import LoraSFTTrainer, PushMixin
     from .verification import Verified, verify_push
 
 __all__ = [
@@ -40,9 +41,12 @@ __all__ = [
     "FactsCallback",
     "Hardware",
     "LoraExtError",
+    "LoraSFTTrainer",
     "ModelShape",
     "Preset",
+    "PushAdapterCallback",
     "PushError",
+    "PushMixin",
     "PushPlan",
     "PushResult",
     "Recipe",
@@ -73,8 +77,11 @@ _LAZY: Final = {
     "AdaLoraCallback": "callbacks",
     "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
+    "PushAdapterCallback": "callbacks",
     "RunResult": "runner",
     "run_recipe": "runner",
+    "LoraSFTTrainer": "trainers",
+    "PushMixin": "trainers",
     "PushPlan": "push_plan",
     "PushResult": "push_plan",
     "push_adapter": "push",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,14 @@ from .errors import AdapterError, ConfigError
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, sort_out
 from .run_folder import RECIPE_FILE, RunFolder, last_whole_checkpoint
 
-__all__ = ["Gathered", "gathered"]
+__all__ = ["Aside", "Gathered", "gathered", "lay_aside_checkpoint", "lay_aside_model"]
 
 _SUBFOLDERS: Final = (".eval_results", "additional_chat_templates")
 _SETS: Final = ("target_modules", "exclude_modules")
+_TELLS_OF_A_RUN: Final = re.compile(r"facts\.json|rank_history\.json|[\w-]+\.png")
+"""What a run leaves in its folder at the end, and an earlier run may have left."""
+_PLACEHOLDERS: Final = re.compile(re.escape(CARD))
+"""The card in a checkpoint, which is peft's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +44,76 @@ class Gathered:
     """The model in memory, where one was given."""
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """A folder that was laid aside while a run goes on, to be pushed later."""
+
+    folder: Path
+    """The folder."""
+    origins: tuple[Path, ...]
+    """Folders that it is from."""
+
+    def own_(self) -> None:
+        """Give the folder weights of its own, where it shares the checkpoint's."""
+        weights = self.folder / WEIGHTS
+        if weights.is_file() and weights.stat().st_nlink > 1:
+            draft = weights.with_suffix(".draft")
+            shutil.copyfile(weights, draft)
+            draft.replace(weights)
+
+    def remove_(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def lay_aside_checkpoint(checkpoint: Path, written: Path, folder: Path) -> Aside:
+    """Lay aside what may be published of a checkpoint: its weights as a hard link, the small files as copies.
+
+    Args:
+        checkpoint: The checkpoint, which may be rotated away or go on being written beside.
+        written: The trainer's output folder, whose card, licence and notice go along.
+        folder: Where to; what is there goes.
+
+    Raises:
+        AdapterError: If the checkpoint holds no whole adapter.
+    """
+    origin = _adapter_folder(checkpoint)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _copy(origin, folder, leave=_PLACEHOLDERS, link_weights=True)
+    _sort_names(folder / CONFIG)
+    _copy(written, folder, leave=_TELLS_OF_A_RUN)
+    return Aside(folder, (folder, origin, written))
+
+
+def lay_aside_model(model: Any, tokenizer: Any, written: Path, folder: Path, *, is_over: bool) -> Aside:
+    """Lay aside what may be published of a model in memory and its trainer's output folder.
+
+    Args:
+        model: The PeftModel.
+        tokenizer: Its tokenizer or processor, if there is one.
+        written: The trainer's output folder.
+        folder: Where to; what is there goes.
+        is_over: Whether the training is, so that what the folder tells of a run is of this one.
+
+    Raises:
+        AdapterError: If the model carries no adapter.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with TemporaryDirectory(prefix="hf-lora-push-", ignore_cleanup_errors=True) as temporary:
+        origins = _save_all(model, tokenizer, written, Path(temporary), take_plain=is_over)
+        for origin in origins:
+            _copy(origin, folder, leave=None if is_over or origin != written else _TELLS_OF_A_RUN)
+    return Aside(folder, (folder, *origins))
+
+
 @contextmanager
 def gathered(source: Any) -> Iterator[Gathered]:
     """Copy what may be published, and remove the copy afterwards.
 
     Args:
-        source: A folder with an adapter, a run folder, a PeftModel, or a trainer that trained one.
+        source: A folder with an adapter, a run folder, one that was laid aside, a PeftModel, or a trainer of one.
 
     Raises:
         ConfigError: If there is no such folder, or its run is not finished.
@@ -53,14 +122,17 @@ def gathered(source: Any) -> Iterator[Gathered]:
     with TemporaryDirectory(prefix="hf-lora-push-", ignore_cleanup_errors=True) as temporary:
         folder, saved = Path(temporary) / "release", Path(temporary) / "saved"
         folder.mkdir()
-        if isinstance(source, (str, os.PathLike)):
+        if isinstance(source, Aside):
+            stays = _copy(_adapter_folder(source.folder), folder)
+            yield Gathered(folder=folder, left_out=stays, origins=source.origins)
+        elif isinstance(source, (str, os.PathLike)):
             origin = _adapter_folder(Path(source))
             yield Gathered(folder=folder, left_out=_copy(origin, folder), origins=(origin,))
         elif hasattr(source, "processing_class") and hasattr(source, "args"):
             model = source.accelerator.unwrap_model(source.model)
-            origins = _save_trainer(source, model, saved)
-            stays = [left for origin in origins for left in _copy(origin, folder)]
-            yield Gathered(folder=folder, left_out=tuple(stays), origins=origins, model=model)
+            origins = _save_all(model, source.processing_class, Path(source.args.output_dir), saved)
+            stays = tuple(left for origin in origins for left in _copy(origin, folder))
+            yield Gathered(folder=folder, left_out=stays, origins=origins, model=model)
         else:
             origin = _save_model(source, saved)
             yield Gathered(folder=folder, left_out=_copy(origin, folder), origins=(origin,), model=source)
@@ -81,13 +153,12 @@ def _adapter_folder(folder: Path) -> Path:
     return folder
 
 
-def _save_trainer(trainer: Any, model: Any, saved: Path) -> tuple[Path, ...]:
-    """Save a trainer's adapter and tokenizer; return the folders to copy from, of which a later one fills gaps."""
-    written = Path(trainer.args.output_dir)
+def _save_all(model: Any, tokenizer: Any, written: Path, saved: Path, *, take_plain: bool = True) -> tuple[Path, ...]:
+    """Save adapter and tokenizer; return the folders to copy from, of which a later one fills gaps."""
     plain = written / "plain_adapter"  # for the unchanged base, where the initialisation changed it
-    origin = plain if (plain / CONFIG).is_file() else _save_model(model, saved)
-    if trainer.processing_class is not None:
-        trainer.processing_class.save_pretrained(str(saved))
+    origin = plain if take_plain and (plain / CONFIG).is_file() else _save_model(model, saved)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(saved))
     folders = [origin, saved, written]
     return tuple(dict.fromkeys(folder for folder in folders if folder.is_dir()))
 
@@ -113,16 +184,29 @@ def _sort_names(file: Path) -> None:
     file.write_text(json.dumps(config | named, indent=2) + "\n", encoding="utf8")
 
 
-def _copy(origin: Path, folder: Path) -> tuple[LeftOut, ...]:
-    """Copy what may go and is not there yet, in blocks, and return what stays."""
+def _copy(
+    origin: Path, folder: Path, leave: re.Pattern[str] | None = None, *, link_weights: bool = False
+) -> tuple[LeftOut, ...]:
+    """Copy what may go and is not there yet, in blocks, but for names to `leave`; return what stays."""
     go, stay = sort_out(_listing(origin))
     for path in go:
         target = folder / path
-        if target.exists():
+        if target.exists() or (leave and leave.fullmatch(path)):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(origin / path, target)
+        if link_weights and path == WEIGHTS:
+            _link(origin / path, target)
+        else:
+            shutil.copyfile(origin / path, target)
     return tuple(stay)
+
+
+def _link(file: Path, target: Path) -> None:
+    """Share a file's bytes under a second name, so that they stay when the first goes; copy where that cannot be."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _listing(folder: Path) -> list[str]:

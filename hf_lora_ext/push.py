@@ -22,7 +22,7 @@ from .preflight import Release, prepare
 from .push_plan import MAIN, MESSAGE, PushPlan, PushRequest, PushResult
 from .verification import verify_release
 
-__all__ = ["push_adapter"]
+__all__ = ["check_access", "push_adapter"]
 
 Say = Callable[[str], None]
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -52,7 +52,8 @@ def push_adapter(
     push before anything is sent. Safe to call from a thread, and again after any failure.
 
     Args:
-        source: A folder with an adapter, a run folder of `hf-lora train`, a PeftModel, or a trainer of one.
+        source: A folder with an adapter, a run folder of `hf-lora train`, a PeftModel, or a trainer of one; from
+            callbacks, what was laid aside.
         repo_id: `owner/name`; a bare name is one in your own account.
         private: Whether a new repository is private. For one that exists it must agree with what it is.
         revision: Branch, `main` if left out; a new one is made from `main`.
@@ -95,7 +96,7 @@ def push_adapter(
         try:
             return _push(found, request, token, dry_run, confirm, say)
         except PushError as error:
-            raise PushError(f"{error}\nagain: `{request.command(_kept(found, request))}`") from error
+            raise type(error)(f"{error}\nagain: `{request.command(_kept(found, request))}`") from error
 
 
 def _kept(found: Gathered, request: PushRequest) -> Path:
@@ -123,10 +124,7 @@ def _push(
     say: Say,
 ) -> PushResult:
     say("check")
-    account = Repository.at(request.repo_id, token).account()
-    repository = Repository.at(_full_id(request.repo_id, account), token)
-    is_private = repository.is_private()
-    _check_access(repository.id, account, request, is_private)
+    account, repository, is_private = _accessible(request, token)
     release = prepare(found, repository.id, request.terms, token)
     is_new = is_private is None
     head = None if is_new else repository.head(request.revision)
@@ -156,6 +154,26 @@ def _push(
         is_verified=request.verify,
         tag=request.tag,
     )
+
+
+def check_access(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Return a repository's full id, if a push to it would be let in as far as the Hub tells without one.
+
+    Raises:
+        ConfigError: If it is no repository's id.
+        HubAway: If the Hub is out of reach.
+        PushError: If there is no token or it does not suffice, or the repository has another visibility.
+    """
+    return _accessible(PushRequest(repo_id=repo_id, private=private), token)[1].id
+
+
+def _accessible(request: PushRequest, token: str | None) -> tuple[Account, Repository, bool | None]:
+    """Return who pushes, where to, and whether that is private; None where there is no repository yet."""
+    account = Repository.at(request.repo_id, token).account()
+    repository = Repository.at(_full_id(request.repo_id, account), token)
+    is_private = repository.is_private()
+    _check_access(repository.id, account, request, is_private)
+    return account, repository, is_private
 
 
 @contextmanager

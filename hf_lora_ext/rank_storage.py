@@ -25,7 +25,15 @@ from .sketches import Sketch, Sketches
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["AdapterLayers", "RankState", "load_by_ranks_", "read_state", "save_with_state_", "write_state"]
+__all__ = [
+    "AdapterLayers",
+    "RankState",
+    "load_by_ranks_",
+    "over_budget",
+    "read_state",
+    "save_with_state_",
+    "write_state",
+]
 
 STATE_FILE: Final = "adaptive_rank_state.safetensors"
 
@@ -94,6 +102,25 @@ def read_state(folder: Path, device: Callable[[str], torch.device]) -> RankState
         for name in names
     }
     return RankState(plain["settings"], plain["history"], moments, _sketches(tensors, device), plain.get("groups", {}))
+
+
+def over_budget(folder: Path) -> tuple[int, int] | None:
+    """Return the parameters of a checkpoint whose ranks still have to fall, and its budget; None for any other.
+
+    Raises:
+        ResumeError: If the state that lies there cannot be read.
+    """
+    file = folder / STATE_FILE
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as stored:
+            state = json.loads(stored.metadata()["state"])
+        settings, history = state["settings"], state["history"]
+        found, budget = history[-1]["parameters"] if history else settings["start"], settings["budget"]
+    except (SafetensorError, KeyError, ValueError) as broken:
+        raise ResumeError(f"{folder.name}/{STATE_FILE} cannot be read: {broken}; push a later checkpoint") from None
+    return (found, budget) if found > budget else None
 
 
 def _sketches(tensors: Mapping[str, torch.Tensor], device: Callable[[str], torch.device]) -> Sketches | None:

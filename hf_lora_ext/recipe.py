@@ -6,20 +6,35 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from .advice import TASKS, Task
-from .errors import ConfigError, nearest
+from .errors import ConfigError
 from .methods import INITS, METHODS, Method, check_features
+from .recipe_rules import (
+    FRACTION,
+    FROM_0,
+    FROM_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SWITCH,
+    TEXT,
+    Rule,
+    find_problems,
+    is_names,
+    is_whole,
+    one_of,
+)
 from .run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
 from .strict_yaml import dump_yaml, read_yaml
 from .wishes import LoraWishes, check_wishes, wish_features
 
 __all__ = [
     "DataChoice",
+    "PushChoice",
     "Recipe",
     "apply_overrides",
     "dump_recipe",
@@ -53,6 +68,34 @@ class DataChoice:
     """Use at most this many held-out examples."""
     max_characters: int | None = None
     """Leave out examples with more characters than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushChoice:
+    """Where the adapter is published. The token is never a recipe's: it is the one that is logged in."""
+
+    repo: str
+    """`owner/name` on the Hub; a bare name is one in your own account."""
+    every_saves: int | None = None
+    """Push every so many checkpoints too; the finished run is always pushed."""
+    private: bool | None = None
+    """Whether a new repository is private; the account's default decides otherwise."""
+    revision: str | None = None
+    """Branch."""
+    tag: str | None = None
+    """Name that the finished run's commit gets once it is verified."""
+    license: str | None = None
+    """The adapter's licence by its Hub identifier; else the base's."""
+    license_name: str | None = None
+    """Its name, where `license` is `other`."""
+    license_link: str | None = None
+    """Where its text is, where `license` is `other`."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every push of the run is given."""
+        names = ("private", "revision", "license", "license_name", "license_link")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +142,8 @@ class Recipe:
     """Held-out examples answered by base and adapter at the end."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
+    push: PushChoice | None = None
+    """Where the adapter is published when the run is finished; no part of what the run is."""
 
     @property
     def wishes(self) -> LoraWishes:
@@ -120,109 +165,86 @@ class Recipe:
         return RunWishes(init=self.init, optimizer=self.optimizer, attention=self.attention, sharding=self.sharding)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """What a key's value must be."""
-
-    accepts: Callable[[Any], bool]
-    need: str
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any, least: float, below: float = float("inf")) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value < below
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, str) and v for v in value)
-
-
-def _one_of(*words: str) -> _Rule:
-    return _Rule(lambda v: v in words, " or ".join(words))
-
-
-_TEXT: Final = _Rule(lambda v: isinstance(v, str) and bool(v.strip()), "some text")
-_SWITCH: Final = _Rule(lambda v: isinstance(v, bool), "true or false")
-_FROM_1: Final = _Rule(lambda v: _is_whole(v, 1), "a whole number from 1")
-_FROM_0: Final = _Rule(lambda v: _is_whole(v, 0), "a whole number from 0")
-_POSITIVE: Final = _Rule(lambda v: _is_number(v, 0) and v > 0, "a number above 0")
-_NOT_NEGATIVE: Final = _Rule(lambda v: _is_number(v, 0), "a number from 0")
-_FRACTION: Final = _Rule(lambda v: _is_number(v, 0, 1), "a number from 0 up to, not including, 1")
-
 _RECIPE_RULES: Final = {
-    "model": _TEXT,
-    "output_dir": _TEXT,
-    "data": _Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
-    "revision": _TEXT,
-    "method": _one_of(*METHODS),
-    "init": _one_of(*INITS),
-    "optimizer": _one_of(*OPTIMIZERS),
-    "attention": _one_of(*ATTENTIONS),
-    "sharding": _one_of(*SHARDINGS),
-    "rank": _Rule(lambda v: v == "auto" or _is_whole(v, 1), "a whole number from 1, or auto"),
-    "task": _one_of(*TASKS),
-    "alpha": _FROM_1,
-    "dropout": _FRACTION,
-    "targets": _Rule(
-        lambda v: (isinstance(v, str) and bool(v)) or _is_names(v), "all-linear or a list of module names"
+    "model": TEXT,
+    "output_dir": TEXT,
+    "data": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
+    "revision": TEXT,
+    "method": one_of(*METHODS),
+    "init": one_of(*INITS),
+    "optimizer": one_of(*OPTIMIZERS),
+    "attention": one_of(*ATTENTIONS),
+    "sharding": one_of(*SHARDINGS),
+    "rank": Rule(lambda v: v == "auto" or is_whole(v, 1), "a whole number from 1, or auto"),
+    "task": one_of(*TASKS),
+    "alpha": FROM_1,
+    "dropout": FRACTION,
+    "targets": Rule(lambda v: (isinstance(v, str) and bool(v)) or is_names(v), "all-linear or a list of module names"),
+    "experts": SWITCH,
+    "new_tokens": Rule(
+        lambda v: isinstance(v, (list, tuple)) and bool(v) and all(is_whole(x, 0) for x in v), "a list of token ids"
     ),
-    "experts": _SWITCH,
-    "new_tokens": _Rule(
-        lambda v: isinstance(v, (list, tuple)) and bool(v) and all(_is_whole(x, 0) for x in v), "a list of token ids"
-    ),
-    "adaptive_rank": _SWITCH,
-    "training": _Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
-    "samples": _FROM_0,
-    "seed": _FROM_0,
+    "adaptive_rank": SWITCH,
+    "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
+    "samples": FROM_0,
+    "seed": FROM_0,
+    "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
 }
 _DATA_RULES: Final = {
-    "source": _TEXT,
-    "eval_source": _TEXT,
-    "split": _TEXT,
-    "revision": _TEXT,
-    "columns": _Rule(
+    "source": TEXT,
+    "eval_source": TEXT,
+    "split": TEXT,
+    "revision": TEXT,
+    "columns": Rule(
         lambda v: (
             isinstance(v, Mapping)
             and set(v) <= {"prompt", "completion", "messages", "text"}
-            and _is_names([*v.values(), "x"])
+            and is_names([*v.values(), "x"])
         ),
         "a mapping from prompt, completion, messages or text to a column of yours",
     ),
-    "group_by": _TEXT,
-    "eval_fraction": _FRACTION,
-    "train_examples": _FROM_1,
-    "eval_examples": _FROM_1,
-    "max_characters": _FROM_1,
+    "group_by": TEXT,
+    "eval_fraction": FRACTION,
+    "train_examples": FROM_1,
+    "eval_examples": FROM_1,
+    "max_characters": FROM_1,
+}
+_PUSH_RULES: Final = {
+    "repo": TEXT,
+    "every_saves": FROM_1,
+    "private": SWITCH,
+    "revision": TEXT,
+    "tag": TEXT,
+    "license": TEXT,
+    "license_name": TEXT,
+    "license_link": TEXT,
 }
 TRAINING_RULES: Final = {
-    "activation_checkpointing": _SWITCH,
-    "assistant_only_loss": _SWITCH,
-    "bf16": _SWITCH,
-    "completion_only_loss": _SWITCH,
-    "dataloader_num_workers": _FROM_0,
-    "eval_steps": _FROM_1,
-    "fp16": _SWITCH,
-    "gradient_accumulation_steps": _FROM_1,
-    "learning_rate": _POSITIVE,
-    "logging_steps": _FROM_1,
-    "lr_scheduler_type": _TEXT,
-    "max_grad_norm": _NOT_NEGATIVE,
-    "max_length": _FROM_1,
-    "max_steps": _FROM_1,
-    "neftune_noise_alpha": _POSITIVE,
-    "num_train_epochs": _POSITIVE,
-    "optim": _TEXT,
-    "packing": _SWITCH,
-    "per_device_eval_batch_size": _FROM_1,
-    "per_device_train_batch_size": _FROM_1,
-    "save_steps": _FROM_1,
-    "save_total_limit": _FROM_1,
-    "use_cpu": _SWITCH,
-    "warmup_steps": _NOT_NEGATIVE,
-    "weight_decay": _NOT_NEGATIVE,
+    "activation_checkpointing": SWITCH,
+    "assistant_only_loss": SWITCH,
+    "bf16": SWITCH,
+    "completion_only_loss": SWITCH,
+    "dataloader_num_workers": FROM_0,
+    "eval_steps": FROM_1,
+    "fp16": SWITCH,
+    "gradient_accumulation_steps": FROM_1,
+    "learning_rate": POSITIVE,
+    "logging_steps": FROM_1,
+    "lr_scheduler_type": TEXT,
+    "max_grad_norm": NOT_NEGATIVE,
+    "max_length": FROM_1,
+    "max_steps": FROM_1,
+    "neftune_noise_alpha": POSITIVE,
+    "num_train_epochs": POSITIVE,
+    "optim": TEXT,
+    "packing": SWITCH,
+    "per_device_eval_batch_size": FROM_1,
+    "per_device_train_batch_size": FROM_1,
+    "save_steps": FROM_1,
+    "save_total_limit": FROM_1,
+    "use_cpu": SWITCH,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
 }
 """SFTConfig fields that a recipe may set, by the names that transformers and TRL give them."""
 
@@ -230,21 +252,29 @@ TRAINING_RULES: Final = {
 def validate(raw: Mapping[str, Any]) -> list[str]:
     """Return every problem of a raw recipe, one line each; empty when it is right."""
     raw = _given(raw)
-    problems = _problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
-    data, training = raw.get("data"), raw.get("training")
+    problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
+    data, training, push = raw.get("data"), raw.get("training"), raw.get("push")
     if isinstance(data, Mapping):
-        problems += _problems(data, _DATA_RULES, required=("source",), prefix="data.")
+        problems += find_problems(data, _DATA_RULES, required=("source",), prefix="data.")
         if data.get("eval_source") and "eval_fraction" in data:
             problems.append("data.eval_source and data.eval_fraction exclude each other; remove one")
         if not data.get("eval_source") and data.get("eval_fraction") == 0:
             problems.append("data.eval_fraction: found 0 without eval_source; a held-out set is needed, e.g. 0.1")
     if isinstance(training, Mapping):
-        problems += _problems(training, TRAINING_RULES, prefix="training.")
+        problems += find_problems(training, TRAINING_RULES, prefix="training.")
         if {"max_steps", "num_train_epochs"} <= set(training):
             problems.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
         if training.get("bf16") and training.get("fp16"):
             problems.append("training.bf16 and training.fp16 exclude each other; remove one")
+    if isinstance(push, Mapping):
+        problems += _push_problems(push)
     return problems or _conflicts(raw)
+
+
+def _push_problems(push: Mapping[str, Any]) -> list[str]:
+    secret = "push.token: a recipe is shared, so it holds no token; log in with `hf auth login`, or set HF_TOKEN"
+    told = {key: value for key, value in push.items() if key != "token"}
+    return [secret] * ("token" in push) + find_problems(told, _PUSH_RULES, required=("repo",), prefix="push.")
 
 
 def _conflicts(raw: Mapping[str, Any]) -> list[str]:
@@ -275,19 +305,6 @@ def _given(raw: Mapping[Any, Any]) -> dict[Any, Any]:
     return {k: _given(v) if isinstance(v, Mapping) and k != "columns" else v for k, v in raw.items() if v is not None}
 
 
-def _problems(
-    raw: Mapping[Any, Any], rules: Mapping[str, _Rule], required: Iterable[str] = (), prefix: str = ""
-) -> list[str]:
-    found = [f"{prefix}{key}: missing; needed: {rules[key].need}" for key in required if raw.get(key) is None]
-    for key, value in raw.items():
-        rule = rules.get(key) if isinstance(key, str) else None
-        if rule is None:
-            found.append(f"{prefix}{key}: unknown key; {nearest(str(key), rules)}")
-        elif value is not None and not rule.accepts(value):
-            found.append(f"{prefix}{key}: found {value!r}, needed {rule.need}")
-    return found
-
-
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Return the recipe that a raw mapping describes.
 
@@ -300,8 +317,9 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
     given = _given(raw)
     data = given.pop("data")
+    push = given.pop("push", None)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return Recipe(data=DataChoice(**data), **given)
+    return Recipe(data=DataChoice(**data), push=PushChoice(**push) if push else None, **given)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -350,7 +368,8 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
-    plain["data"] = {key: value for key, value in plain["data"].items() if value is not None}
+    for section in {"data", "push"} & plain.keys():
+        plain[section] = {key: value for key, value in plain[section].items() if value is not None}
     if recipe.data.eval_source:
         plain["data"].pop("eval_fraction")
     return dump_yaml({key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()})

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -146,8 +146,8 @@ def _is_only_claimed(root: Path) -> bool:
 
 
 def _differences(theirs: Recipe, ours: Recipe) -> list[str]:
-    """Name the dotted keys in which two recipes differ; the folder's own name does not count."""
-    left, right = _flat(asdict(theirs)), _flat(asdict(ours))
+    """Name the dotted keys in which two runs differ; the folder's name and where they are published do not count."""
+    left, right = (_flat(asdict(replace(recipe, push=None))) for recipe in (theirs, ours))
     keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key) and key != "output_dir")
     return [f"{key} ({left.get(key)!r} there, {right.get(key)!r} here)" for key in keys]
 

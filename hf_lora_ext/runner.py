@@ -16,16 +16,19 @@ from .base_models import BaseModel, find_base_model
 from .cards import render_card
 from .configuration import Preset
 from .data import Examples, load_examples
-from .errors import ConfigError
+from .errors import ConfigError, LoraExtError
 from .facts import Facts, read_facts, redact, write_text_atomically
 from .machine import private_folders
 from .presets import preset
-from .recipe import Recipe, dump_recipe
+from .recipe import PushChoice, Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 from .targets import adapter_parameters
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
     from trl import SFTTrainer
+
+    from .push_plan import PushResult
 
 __all__ = ["RunResult", "run_recipe"]
 
@@ -42,6 +45,10 @@ class RunResult:
     """Everything known about the run."""
     status: Literal["trained", "resumed", "already finished"]
     """How it came about."""
+    push: PushResult | None = None
+    """What the Hub holds of it, where the recipe says to push."""
+    push_problem: str | None = None
+    """Why the Hub does not hold it, with the command that pushes it."""
 
 
 def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
@@ -54,10 +61,16 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
     Raises:
         ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
         ResumeError: If the folder's run cannot be continued.
+        PushError: If the Hub would not take what the recipe says to push, before training; what fails after it is
+            told in the result.
     """
     if (folder := owned_folder(recipe)).is_finished:
-        say(f"{folder.root} holds this run, finished; nothing to do")
-        return RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
+        say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
+        return _published(
+            recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
+        )
+    if recipe.push is not None:
+        _check_push(recipe.push, say)
     say(f"data     {recipe.data.source}")
     examples = load_examples(recipe.data)
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
@@ -116,13 +129,53 @@ def _train(
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
     assistant_only = recipe.training.get("assistant_only_loss")
-    trainer = _build(chosen, base, examples, args, [EvaluateAtEnd(), gather, ProgressLines(say)], assistant_only)
+    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say)]
+    trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     say("saving")
     facts = _finish(recipe, folder, trainer, examples)
-    return RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
+    result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
+    return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+
+
+def _check_push(push: PushChoice, say: Say) -> None:
+    """Ask the Hub for access before anything is loaded; the rest is found out when the adapter is there."""
+    from .hub.failures import HubAway
+    from .push import check_access
+
+    try:
+        say(f"push     {check_access(push.repo, private=push.private)}, when the run is finished")
+    except HubAway as away:
+        say(f"push     {push.repo}: nothing could be checked: {away}")
+
+
+def _pushing(push: PushChoice | None, say: Say) -> list[TrainerCallback]:
+    """Return the callback that checks the rest and pushes on the way."""
+    from .callbacks import PushOnTheWay
+
+    if push is None:
+        return []
+    return [PushOnTheWay(push.repo, every_saves=push.every_saves, tag=push.tag, say=say, **push.arguments)]
+
+
+def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
+    """Push a finished run, if its recipe says so; it stays finished whatever the Hub does."""
+    from .hub import without_bars
+    from .push import push_adapter
+
+    push = recipe.push
+    if push is None:
+        return result
+    try:
+        with without_bars():
+            pushed = push_adapter(
+                result.folder, push.repo, tag=push.tag, say=lambda step: say(f"push     {step}"), **push.arguments
+            )
+    except LoraExtError as error:
+        return replace(result, push_problem=f"{result.folder} is finished, and was not pushed: {error}")
+    return replace(result, push=pushed)
 
 
 def _trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
@@ -171,7 +224,7 @@ def _portable_recipe(recipe: Recipe) -> str:
     source, held = recipe.data.source, recipe.data.eval_source
     data = replace(recipe.data, source=redact(source), eval_source=redact(held))
     model = Path(recipe.model).resolve().name if Path(recipe.model).is_dir() else recipe.model
-    return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir)))
+    return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
 
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:

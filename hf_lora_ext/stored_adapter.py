@@ -117,7 +117,8 @@ def _check_rank(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Map
     if config.get("target_parameters") and module.endswith(("base_layer", "experts")):
         return  # peft stacks the experts' factors, so their rank is a multiple
     patterns = config.get("rank_pattern") or {}
-    named = (rank for pattern, rank in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    name = module.removeprefix("base_model.model.")  # peft's wrapper, which a pattern's ^ does not know
+    named = (rank for pattern, rank in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name))
     wanted = next(named, config.get("r"))
     if inner[0] != wanted:
         raise AdapterError(

@@ -10,9 +10,11 @@ from hf_lora_ext.choices import METHODS
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.recipe import (
     _DATA_RULES,
+    _PUSH_RULES,
     _RECIPE_RULES,
     TRAINING_RULES,
     DataChoice,
+    PushChoice,
     Recipe,
     apply_overrides,
     dump_recipe,
@@ -61,6 +63,10 @@ recipes = st.builds(
     training=training,
     samples=st.integers(0, 9),
     seed=st.integers(0, 2**64),
+    push=st.none()
+    | st.builds(
+        PushChoice, repo=words, every_saves=st.none() | counts, private=st.none() | st.booleans(), tag=st.none() | words
+    ),
 )
 
 
@@ -89,6 +95,7 @@ def test_a_dumped_recipe_loads_as_an_equal_one(folder, recipe):
 def test_every_field_has_a_rule():
     assert set(_RECIPE_RULES) == {field.name for field in fields(Recipe)}
     assert set(_DATA_RULES) == {field.name for field in fields(DataChoice)}
+    assert set(_PUSH_RULES) == {field.name for field in fields(PushChoice)}
 
 
 def test_every_training_key_is_a_field_of_trl_s_config():
@@ -117,6 +124,9 @@ def test_all_problems_are_named_at_once():
         (merged(Rank=8), "Rank: unknown key; did you mean `rank`?"),
         (merged(data={"source": "x", "colums": {}}), "data.colums: unknown key; did you mean `columns`?"),
         (merged(training={"learning_rat": 1}), "training.learning_rat: unknown key; did you mean `learning_rate`?"),
+        (merged(push={"repo": "me/x", "tga": "v1"}), "push.tga: unknown key; did you mean `tag`?"),
+        (merged(push={"repo": "me/x", "token": "hf_x"}), "push.token: a recipe is shared, so it holds no token"),
+        (merged(push={"tag": "v1"}), "push.repo: missing"),
         ({**MINIMAL, 3: 4}, "3: unknown key; valid: adaptive_rank, alpha"),
     ],
 )
@@ -150,6 +160,8 @@ def test_an_unknown_key_names_the_nearest_valid_one(raw, hint):
         {"targets": ["q_proj", 3]},
         {"samples": -1},
         {"seed": "0"},
+        {"push": "me/x"},
+        {"push": {"repo": "me/x", "every_saves": 0}},
         {"data": "data.jsonl"},
         {"data": []},
         {"training": [1]},

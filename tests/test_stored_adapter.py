@@ -1,6 +1,7 @@
 """A weights file is read in blocks; what is torn, not finite or of another adapter is refused with its name."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,14 @@ def test_config_and_weights_of_two_adapters_are_told(change, said: str, folder: 
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(AdapterError, match=said):
         checked(folder)
+
+
+def test_ranks_by_full_name_are_those_of_the_wrapped_layers(folder: Path):
+    tensors, config = load_file(folder / WEIGHTS), config_of(folder)
+    name = next(key for key in tensors if key.endswith("lora_A.weight")).removesuffix(".lora_A.weight")
+    tensors[f"{name}.lora_A.weight"] = tensors[f"{name}.lora_A.weight"][:1].clone()
+    tensors[f"{name}.lora_B.weight"] = tensors[f"{name}.lora_B.weight"][:, :1].clone()
+    config["rank_pattern"] = {"^" + re.escape(name.removeprefix("base_model.model.")): 1}
+    save_file(tensors, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config))
+    checked(folder)

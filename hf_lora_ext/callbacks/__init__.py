@@ -8,6 +8,7 @@ from .facts import FactsCallback
 from .new_tokens import NewTokensCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
+from .push_adapter import PushAdapterCallback, PushOnTheWay
 from .start import EvaCallback, LoftqCallback
 
 __all__ = [
@@ -21,4 +22,6 @@ __all__ = [
     "NewTokensCallback",
     "PlainAdapterCallback",
     "ProgressLines",
+    "PushAdapterCallback",
+    "PushOnTheWay",
 ]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FactsCallback"]
 
+FACTS_FILE: Final = "facts.json"
 PROGRESS_FILE: Final = "facts_progress.json"
 LOSS_PICTURE: Final = "loss_curve.png"
 RANK_PICTURE: Final = "rank_history.png"
@@ -39,7 +40,8 @@ RANK_PICTURE: Final = "rank_history.png"
 class FactsCallback(TrainerCallback):
     """Write `facts.json` when training ends: model, data, every hyperparameter, versions, hardware, losses.
 
-    Beside it the loss curve is drawn. What codecarbon measured, if it ran, is taken up.
+    Beside it the loss curve is drawn. What codecarbon measured, if it ran, is taken up. Each checkpoint has the facts
+    of its moment.
 
     A trainer shows its callbacks only token columns, so the dataset is handed over here; without one, the
     facts have no data section.
@@ -101,8 +103,10 @@ class FactsCallback(TrainerCallback):
         self.seconds_before_ = progress["train_seconds"]
         self.started_ = progress["started"]
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave the clock and the data's fingerprint in the checkpoint."""
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **kwargs: Any
+    ) -> None:
+        """Leave the clock and the data's fingerprint in the checkpoint, and the facts as they are by now."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not state.is_world_process_zero or not checkpoint.is_dir():
             return
@@ -112,6 +116,7 @@ class FactsCallback(TrainerCallback):
             "train_fingerprint": self.data.fingerprint if self.data else None,
         }
         write_text_atomically(checkpoint / PROGRESS_FILE, json.dumps(progress))
+        write_text_atomically(checkpoint / FACTS_FILE, self._clean(args, state, model, Path(args.output_dir)).to_json())
 
     def on_train_end(
         self,
@@ -125,14 +130,17 @@ class FactsCallback(TrainerCallback):
         """Write the facts."""
         if not state.is_world_process_zero:
             return
-        facts = self._gather(args, state, model)
-        path = self.path or Path(args.output_dir) / "facts.json"
-        clean = Facts.from_dict(redact(facts.to_dict(), private_folders(path.parent)))
+        path = self.path or Path(args.output_dir) / FACTS_FILE
+        clean = self._clean(args, state, model, path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         if clean.loss_history:
             plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean))
         clean = replace(clean, pictures=pictures_beside(path.parent, clean))
         write_text_atomically(path, clean.to_json())
+
+    def _clean(self, args: TrainingArguments, state: TrainerState, model: Any, folder: Path) -> Facts:
+        """Return the facts without this machine's names."""
+        return Facts.from_dict(redact(self._gather(args, state, model).to_dict(), private_folders(folder)))
 
     def _gather(self, args: TrainingArguments, state: TrainerState, model: Any) -> Facts:
         history = loss_history(state.log_history)

@@ -1,4 +1,4 @@
-"""What AdaptiveRankCallback asks of the trainer that it is in."""
+"""What callbacks ask of the trainer that they are in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..optimizer_state import check_optimizer, load_precision_
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["come_before_trackers_", "put_precision_back_", "refuse"]
+__all__ = ["come_before_trackers_", "come_last_", "put_precision_back_", "refuse"]
 
 OPTIMIZER_FILE: Final = "optimizer.pt"
 """The optimizer's state in a trainer's checkpoint."""
@@ -39,7 +39,8 @@ def refuse(args: TrainingArguments, optimizer: torch.optim.Optimizer, mode: str)
     elif mode == "fixed" and args.fp16:
         problem = "mode='fixed' compares gradients with nats, and float16's scaler hides their size; bf16=True has none"
     elif args.push_to_hub:
-        problem = "push_to_hub=True would push checkpoints, over the budget or with what only a resumed run needs"
+        problem = "push_to_hub=True would push checkpoints, over the budget or with what only a resumed run needs; "
+        problem += "LoraSFTTrainer, or PushMixin before another trainer, pushes what is within it"
     if problem:
         raise ConfigError(f"AdaptiveRankCallback: {problem}; switch it off, or use a plain LoraConfig")
 
@@ -54,14 +55,29 @@ def put_precision_back_(optimizer: torch.optim.Optimizer, checkpoint: Path) -> N
 def come_before_trackers_(callback: TrainerCallback) -> None:
     """Move the callback ahead of the trackers in its trainer, so that what it adds to a log reaches them.
 
-    A trainer calls its trackers before the user's callbacks and tells a callback neither itself nor the list; the
-    list's owner is the one that has called `on_init_end`. Where it is not, the numbers are in `log_history` alone.
+    A trainer calls its trackers before the user's callbacks. Where its list is not found, the numbers are in
+    `log_history` alone.
     """
+    if (handler := _handler_of(callback)) is not None:
+        handler.callbacks.remove(callback)
+        handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
+
+
+def come_last_(callback: TrainerCallback) -> None:
+    """Put the callback behind the others in its trainer, whose files it publishes.
+
+    The list is a new one: the hook that this is called from goes through the old one, and would pass over the next.
+    """
+    if (handler := _handler_of(callback)) is not None:
+        handler.callbacks = [other for other in handler.callbacks if other is not callback] + [callback]
+
+
+def _handler_of(callback: TrainerCallback) -> CallbackHandler | None:
+    """Return what has called a hook of the callback, and has its trainer's list; a trainer tells a callback neither."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         handler = frame.f_locals.get("self")
         if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-            handler.callbacks.remove(callback)
-            handler.callbacks.insert(1, callback)  # the first one decides when to save, which this one must know
-            return
+            return handler
         frame = frame.f_back
+    return None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import LoraExtError
+from ..errors import LoraExtError, PushError
 from ..recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -28,9 +28,11 @@ Examples:
   hf-lora train recipes/quickstart.yaml
   hf-lora train recipes/quickstart.yaml data.source=mine.jsonl output_dir=out/mine
   hf-lora train recipes/quickstart.yaml training.max_steps=20 seed=1 --json
+  hf-lora train recipes/quickstart.yaml push.repo=me/docstrings push.private=true
 
-The same command goes on where a killed run stopped, and says what is there when the run is finished. Exit code 2:
-something given was wrong, or the disk is full; 130: interrupted.
+The same command goes on where a killed run stopped, and says what is there when the run is finished; with push.repo it
+pushes that. Exit code 2: something given was wrong, the disk is full, or the finished run was not pushed; 130:
+interrupted.
 """
 
 
@@ -58,9 +60,13 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         _quieten_libraries()
         result = run_recipe(chosen, say)
     if as_json:
-        click.echo(json.dumps({"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}))
+        pushed = {"push": result.push.to_dict()} if result.push else {}
+        told = {"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}
+        click.echo(json.dumps(told | pushed))
     elif not quiet:
         _print_result(result, recipe)
+    if result.push_problem:
+        raise PushError(result.push_problem)
 
 
 def _quieten_libraries() -> None:
@@ -167,6 +173,7 @@ def _cost_lines(result: RunResult, recipe_file: str) -> list[tuple[str, str]]:
         ("trainable parameters", f"{adapter.get('trainable_parameters', 0):,}"),
         ("adapter size", f"{adapter.get('bytes', 0) / 2**20:.1f} MiB"),
         ("card and loss curve", f"{folder / 'README.md'}, {folder / 'loss_curve.png'}"),
+        *([("on the Hub", f"{result.push.repo_id} at {result.push.commit}, verified")] if result.push else []),
         (
             "next, on your own data",
             f"{_program()} train {recipe_file} data.source=YOURS.jsonl output_dir=out/mine",

@@ -6,6 +6,8 @@ call means.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +26,7 @@ __all__ = [
     "show_no_progress",
     "stored_elements",
     "weights_index",
+    "without_bars",
 ]
 
 PATIENCE_SECONDS: Final = 10.0
@@ -183,6 +186,21 @@ def show_no_progress() -> None:
 
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the client from drawing bars meanwhile, across those of a training."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def cache_folder() -> Path:

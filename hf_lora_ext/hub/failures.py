@@ -12,11 +12,15 @@ from typing import Any, Final, Literal, TypeVar
 from ..errors import PushError
 from ..landing import TRIES, wait_seconds
 
-__all__ = ["Failure", "failure_of", "is_network_failure", "patiently"]
+__all__ = ["Failure", "HubAway", "failure_of", "is_network_failure", "patiently"]
 
 Result = TypeVar("Result")
 _MESSAGE_LIMIT: Final = 400
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+class HubAway(PushError):
+    """The Hub did not answer, or not with sense, however often it was asked; later it may."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,8 @@ def patiently(call: Callable[[], Result], doing: str, tries: int = TRIES) -> Res
         tries: How often it is made.
 
     Raises:
-        PushError: If it is refused, or fails to the end.
+        HubAway: If it fails to the end.
+        PushError: If it is refused.
     """
     attempt = 0
     while True:
@@ -114,5 +119,6 @@ def patiently(call: Callable[[], Result], doing: str, tries: int = TRIES) -> Res
                 raise
             pause = wait_seconds(attempt, failure.retry_after, tries) if failure.kind == "transient" else None
             if pause is None:
-                raise PushError(f"{doing}: {failure.told}") from error
+                kind = HubAway if failure.kind == "transient" else PushError
+                raise kind(f"{doing}: {failure.told}") from error
         time.sleep(pause)
