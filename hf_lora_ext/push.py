@@ -157,7 +157,7 @@ def _push(
             checked = verify_release(repository, landed.commit, release, found.model)
     if request.tag:
         say(f"tag {request.tag}")
-        with _told_as(f"{repository.id} holds commit {landed.commit}, verified and without its tag"):
+        with _told_as(f"{repository.id} holds commit {landed.commit}, verified; its tag is not certain"):
             repository.tag(request.tag, landed.commit)
     say("done")
     return PushResult(
