@@ -80,7 +80,7 @@ def test_a_model_of_two_halves_answers_too(git_hub: Hub):
     from transformers import T5Config, T5ForConditionalGeneration
 
     small = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    lora = LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q", "v"])
+    lora = LoraConfig(r=2, target_modules=["q", "v"])
     with pushing_to(git_hub):
         assert "answers" in push(get_peft_model(T5ForConditionalGeneration(small), lora)).checked
 
