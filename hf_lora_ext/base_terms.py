@@ -40,26 +40,31 @@ def find_base(config: Mapping[str, Any], facts: Facts | None) -> BaseModelFacts 
 
 
 def find_terms(
-    base: BaseModelFacts | None, recorded: str | None, card: Mapping[str, Any], given: Mapping[str, str | None]
+    base: BaseModelFacts | None,
+    recorded: str | None,
+    card: Mapping[str, Any],
+    given: Mapping[str, str | None],
+    token: str | None = None,
 ) -> tuple[BaseModelFacts | None, Terms]:
-    """Return the base with its revision and licence, and the terms that the adapter goes under.
+    """Return the base with its licence where that is known, and the terms that the adapter goes under.
 
     Args:
         base: What the adapter's config tells.
         recorded: The path or id that the config names, as it is on this machine.
         card: The metadata of the folder's own card.
         given: What the user said: `license`, `license_name`, `license_link`.
+        token: Hub token; the one that is logged in if left out.
 
     Raises:
         ConfigError: If nobody says what the licence is, or it is none of the Hub's.
     """
     local = Path(recorded) if recorded and Path(recorded).is_dir() else None
     found: dict[str, Any] = dict(_local_terms(local)) if local else {}
-    if base and base.on_hub and (model := hub.find_model(base.name, base.revision)) is not None:
-        base = replace(base, name=model.name, revision=base.revision or model.revision)
+    if base and base.on_hub and (model := hub.find_model(base.name, base.revision, token)) is not None:
+        base = replace(base, name=model.name)
         found = {"license": model.license, "license_name": model.license_name, "license_link": model.license_link}
     if base and base.license and not found.get("license"):
-        found = {"license": base.license}
+        found = {"license": base.license, "license_name": base.license_name, "license_link": base.license_link}
     first = next((said for said in (given, card, found) if said.get("license")), None)
     if first is None:
         who = base.name if base else "the base"
@@ -82,14 +87,16 @@ def _local_terms(folder: Path) -> dict[str, Any]:
     return {"license": license} if license else {}
 
 
-def copy_agreement(base: BaseModelFacts | None, recorded: str | None, license: str, folder: Path) -> list[str]:
+def copy_agreement(
+    base: BaseModelFacts | None, recorded: str | None, license: str, folder: Path, token: str | None = None
+) -> list[str]:
     """Put the texts that the licence asks for into the release where it has none, and return their names."""
     if license not in LICENCE_TERMS or any(_AGREEMENT.fullmatch(file.name) for file in folder.iterdir()):
         return []
     if recorded and Path(recorded).is_dir():
         texts = [file for file in sorted(Path(recorded).iterdir()) if _AGREEMENT.fullmatch(file.name)]
     elif base and base.on_hub:
-        texts = hub.download_texts(base.name, base.revision, _AGREEMENT)
+        texts = hub.download_texts(base.name, base.revision, _AGREEMENT, token)
     else:
         texts = []
     for file in texts:

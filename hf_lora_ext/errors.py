@@ -8,12 +8,22 @@ A message says what was found, what was needed, and how to fix it::
     ├── AdapterError  (RuntimeError)  an adapter on disk or in memory that cannot be used
     ├── ResumeError   (RuntimeError)  a run folder that cannot be continued
     └── PushError     (RuntimeError)  a push, check or rollback on the Hub that did not happen, or is not known to have
+        └── UnfitError                a release that must not leave as it is: a leak, a bad card, a duty not done
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["AdapterError", "BudgetError", "ConfigError", "LoraExtError", "PushError", "ResumeError", "nearest"]
+__all__ = [
+    "AdapterError",
+    "BudgetError",
+    "ConfigError",
+    "LoraExtError",
+    "PushError",
+    "ResumeError",
+    "UnfitError",
+    "nearest",
+]
 
 
 class LoraExtError(Exception):
@@ -38,6 +48,10 @@ class ResumeError(LoraExtError, RuntimeError):
 
 class PushError(LoraExtError, RuntimeError):
     """A push, check or rollback on the Hub that did not happen, or is not known to have happened."""
+
+
+class UnfitError(PushError):
+    """A release that must not leave as it is; nothing was sent."""
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

@@ -81,7 +81,7 @@ def lay_aside_checkpoint(checkpoint: Path, written: Path, folder: Path) -> Aside
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _copy(origin, folder, leave=_PLACEHOLDERS, link_weights=True)
-    _sort_names(folder / CONFIG)
+    _settle_config(folder / CONFIG, None)
     _copy(written, folder, leave=_TELLS_OF_A_RUN)
     return Aside(folder, (folder, origin, written))
 
@@ -173,15 +173,20 @@ def _save_model(model: Any, folder: Path) -> Path:
     model.save_pretrained(str(folder), selected_adapters=[name])
     origin = folder if (folder / CONFIG).is_file() else folder / name
     (origin / CARD).unlink(missing_ok=True)  # peft's own, all placeholders
-    _sort_names(origin / CONFIG)
+    _settle_config(origin / CONFIG, getattr(getattr(model, "config", None), "_commit_hash", None))
     return origin
 
 
-def _sort_names(file: Path) -> None:
-    """Put the module names, which peft keeps as a set, in order, so that the same adapter is the same bytes."""
+def _settle_config(file: Path, base_commit: str | None) -> None:
+    """Put the module names, which peft keeps as a set, in order, and note the commit that the base was loaded at.
+
+    In order, so that the same adapter is the same bytes.
+    """
     config = json.loads(file.read_text(encoding="utf8"))
-    named = {key: sorted(value) for key, value in config.items() if key in _SETS and isinstance(value, list)}
-    file.write_text(json.dumps(config | named, indent=2) + "\n", encoding="utf8")
+    config |= {key: sorted(value) for key, value in config.items() if key in _SETS and isinstance(value, list)}
+    if base_commit and not config.get("revision"):
+        config["revision"] = base_commit
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
 
 
 def _copy(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .facts import redact
@@ -27,6 +27,8 @@ class Leak:
     """Line, from 1; 0 for what has no lines."""
     kind: str
     """What it is, without its value."""
+    is_secret: bool = True
+    """Whether nobody can allow it."""
 
     def __str__(self) -> str:
         return f"{self.file}{f':{self.line}' if self.line else ''}: {self.kind}"
@@ -44,6 +46,8 @@ class PrivateNames:
     """The user's login and the machine's names."""
     datasets: tuple[str, ...] = ()
     """Ids of datasets that not everybody may see."""
+    allowed: frozenset[str] = frozenset()
+    """Names and paths that may be published all the same, as their owner says; never a secret."""
 
 
 _TOKENS: Final = {
@@ -128,16 +132,19 @@ def find_private_names(
         paths: Whether any local path counts, not only this machine's own.
     """
     named = _names_in(private, people)
-    return list(_leaks(file, text, [*named, ("a local path", _PATHS)] if paths else named))
+    found = _leaks(file, text, [*named, ("a local path", _PATHS)] if paths else named, private.allowed)
+    return [replace(leak, is_secret=False) for leak in found]
 
 
 _Search = list[tuple[str, re.Pattern[str]]]
 
 
-def _leaks(file: str, text: str, search: _Search) -> Iterator[Leak]:
+def _leaks(file: str, text: str, search: _Search, allowed: frozenset[str] = frozenset()) -> Iterator[Leak]:
     for kind, pattern in search:
         for match in pattern.finditer(text):
             if "value" in pattern.groupindex and not _looks_random(match["value"]):
+                continue
+            if _is_allowed(match.group(), allowed):
                 continue
             yield Leak(file, text.count("\n", 0, match.start()) + 1, kind)
 
@@ -154,6 +161,11 @@ def _names_in(private: PrivateNames, people: bool) -> _Search:
     if people:
         named += [("the name of this machine or its user", _word(name)) for name in private.people if _tells(name)]
     return named
+
+
+def _is_allowed(found: str, allowed: frozenset[str]) -> bool:
+    """Return whether a name or path is one of those allowed; a full stop after it belongs to the sentence."""
+    return found in allowed or found.rstrip(".") in allowed
 
 
 def _word(name: str) -> re.Pattern[str]:
@@ -175,6 +187,8 @@ def _looks_random(value: str) -> bool:
 def redacted_json(text: str, private: PrivateNames) -> tuple[str, bool]:
     """Return a library's JSON with local paths cut to their last part and private names cut out, and whether any was.
 
+    Logins, hosts and datasets that are allowed stay; a path is always cut.
+
     Numbers, order and layout are kept where nothing is cut.
 
     Raises:
@@ -189,14 +203,16 @@ def redacted_json(text: str, private: PrivateNames) -> tuple[str, bool]:
 
 def _without_names(value: Any, private: PrivateNames) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_names(item, private) for key, item in value.items()}
+        return {_without_names(key, private): _without_names(item, private) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_names(item, private) for item in value]
     if not isinstance(value, str):
         return value
     for name in private.datasets:
-        value = _word(name).sub("a private dataset", value)
+        if name not in private.allowed:
+            value = _word(name).sub("a private dataset", value)
     value = _PATHS.sub(lambda match: re.split(r"[/\\]", match.group().rstrip("/\\"))[-1], value)
     for name in filter(_tells, private.people):
-        value = _word(name).sub("private", value)
+        if name not in private.allowed:
+            value = _word(name).sub("private", value)
     return value

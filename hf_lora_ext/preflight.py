@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from .adapters import describe_saved
 from .base_terms import copy_agreement, find_base, find_terms
-from .errors import AdapterError, ConfigError, PushError
+from .errors import AdapterError, ConfigError, UnfitError
 from .facts import BaseModelFacts, Facts, read_facts
 from .gathering import Gathered
 from .hub.repository import is_public_dataset, stored_token
@@ -20,6 +20,7 @@ from .landing import RemoteFile
 from .leaks import Leak, PrivateNames, find_private_names, find_secrets, redacted_json
 from .licences import LICENCE_TERMS
 from .machine import private_folders, private_people, secrets_of_environment
+from .push_plan import PushRequest
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, is_machine_made, is_text, without_remarks
 from .release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
 from .release_terms import Terms, find_missing, notice_for
@@ -35,6 +36,7 @@ _NAMELESS: Final = re.compile(
 """Files in which a login is a word like any other: module names, copyright holders, templates."""
 _DATASET: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _SHOWN_PROBLEMS: Final = 20
+_TITLE: Final = "the commit's message"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,8 @@ class Release:
     """The licence."""
     stored: StoredAdapter
     """The weights, without their numbers."""
+    doubts: tuple[str, ...] = ()
+    """What could not be checked, one line each."""
 
     @property
     def wanted(self) -> dict[str, RemoteFile | None]:
@@ -79,43 +83,44 @@ class Release:
         return {path: file.as_remote for path, file in self.files.items()}
 
 
-def prepare(gathered: Gathered, repo_id: str, terms: Mapping[str, str | None], token: str | None) -> Release:
+def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Release:
     """Return the release, its folder made fit to publish.
 
     Args:
         gathered: A folder that nobody else writes to; its files are changed here.
-        repo_id: Where it goes.
-        terms: What the user said: `license`, `license_name`, `license_link`.
+        request: What was asked for, with the whole id of the repository.
         token: The token that was given, which must not be in any file.
 
     Raises:
         AdapterError: If weights and config are no whole adapter.
         ConfigError: If the licence is not known or a file cannot be read.
-        PushError: If a secret, a private name or a missing duty forbids it; all of them at once.
+        UnfitError: If a secret, a private name or a missing duty forbids it; all of them at once.
+        PushError: If the Hub cannot be asked who may see a dataset.
     """
     folder = gathered.folder
     config = _read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
     check_against_config(stored, config)
-    private = _private_names(gathered, token)
+    own = _text(folder, CARD) if (folder / CARD).is_file() else None
+    private = _private_names(gathered, token, frozenset(request.allow))
     changes, facts = _cut(folder, config, private)
-    own = (folder / CARD).read_text(encoding="utf8") if (folder / CARD).is_file() else None
     recorded = config.get("base_model_name_or_path")
-    base, agreed = find_terms(find_base(config, facts), recorded, card_metadata_of(own) if own else {}, terms)
-    changes += _add_texts(folder, base, recorded, agreed)
+    said = card_metadata_of(own) if own else {}
+    base, agreed = find_terms(find_base(config, facts), recorded, said, request.terms, token)
+    changes += _add_texts(folder, base, recorded, agreed, token)
     told = replace(facts, base_model=base) if facts else Facts(base_model=base, adapter=describe_saved(folder))
-    told = replace(told, repo_id=repo_id)
+    told = replace(told, repo_id=request.repo_id)
     card, origin = card_for(own, told, is_of_a_run=facts is not None)
     if facts:
         (folder / "facts.json").write_text(told.to_json(), encoding="utf8")
     card, amended = with_metadata(card, base_metadata(base) | {"library_name": "peft"} | agreed.metadata())
     changes += [f"{CARD}: {origin}" + (f"; metadata set: {', '.join(amended)}" if amended else "")]
     (folder / CARD).write_text(card, encoding="utf8", newline="")
-    leaks = _scan(folder, stored, private)
+    leaks = [*_scan(folder, stored, private), *_leaks_in(_TITLE, request.message, private)]
     problems = [*map(str, _in_the_users_lines(leaks, own, card)), *card_problems(card)]
-    problems += _undone(folder, repo_id, base, agreed, card)
+    problems += _undone(folder, request.repo_id, base, agreed, card)
     if problems:
-        raise PushError(_refusal(problems))
+        raise UnfitError(_refusal(problems, may_be_allowed=not all(leak.is_secret for leak in leaks)))
     files = {path: identified(folder / path) for path in _listed(folder)}
     return Release(
         folder=folder,
@@ -125,7 +130,30 @@ def prepare(gathered: Gathered, repo_id: str, terms: Mapping[str, str | None], t
         base=base,
         terms=agreed,
         stored=stored,
+        doubts=_doubts(base, agreed),
     )
+
+
+def _text(folder: Path, path: str) -> str:
+    """Return a text file's content, which could not be searched in another encoding.
+
+    Raises:
+        ConfigError: If it is not UTF-8.
+    """
+    try:
+        text = (folder / path).read_bytes().decode("utf8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason}); save it as UTF-8, or remove it") from error
+    if "\0" in text:
+        raise ConfigError(f"{path} holds zero bytes, as UTF-16 does; save it as UTF-8, or remove it")
+    return text
+
+
+def _doubts(base: BaseModelFacts | None, terms: Terms) -> tuple[str, ...]:
+    """Return what nobody here knows, one line each."""
+    if base is None or base.license or terms.id in LICENCE_TERMS:
+        return ()
+    return (f"the licence of {base.name}: what it asks of an adapter was not checked",)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -138,7 +166,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _private_names(gathered: Gathered, token: str | None) -> PrivateNames:
+def _private_names(gathered: Gathered, token: str | None, allowed: frozenset[str]) -> PrivateNames:
     secrets = secrets_of_environment()
     for value, name in ((stored_token(), "the token that is logged in"), (token, "the token of this push")):
         if value:
@@ -149,6 +177,7 @@ def _private_names(gathered: Gathered, token: str | None) -> PrivateNames:
         folders=tuple(private_folders(*gathered.origins)),
         people=tuple(private_people()),
         datasets=_datasets(gathered),
+        allowed=allowed,
     )
 
 
@@ -167,13 +196,11 @@ def _datasets(gathered: Gathered) -> tuple[str, ...]:
 
 def _cut(folder: Path, config: dict[str, Any], private: PrivateNames) -> tuple[list[str], Facts | None]:
     """Cut private names out of what libraries wrote; return what was cut, and the facts as they are now."""
-    changes = []
     facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
-    base = find_base(config, facts)
-    if base and config.get("base_model_name_or_path") != base.name:
-        text = json.dumps(config | {"base_model_name_or_path": base.name}, indent=2, ensure_ascii=False) + "\n"
+    known, changes = _base_in_config(config, find_base(config, facts))
+    if changes:
+        text = json.dumps(config | known, indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf8")
-        changes.append(f"{CONFIG}: base_model_name_or_path, a local path, became {base.name}")
     for path in filter(is_machine_made, _listed(folder)):
         nameless = replace(private, people=()) if _NAMELESS.fullmatch(path) else private
         try:
@@ -188,6 +215,21 @@ def _cut(folder: Path, config: dict[str, Any], private: PrivateNames) -> tuple[l
     return changes, read_facts(folder / "facts.json") if facts else None
 
 
+def _base_in_config(config: Mapping[str, Any], base: BaseModelFacts | None) -> tuple[dict[str, str], list[str]]:
+    """Return the keys of an adapter's config that its base changes, and what is said of that.
+
+    With its `revision`, peft's AutoPeftModel loads the base at the commit that the adapter was trained on.
+    """
+    known, changes = {}, []
+    if base and config.get("base_model_name_or_path") != base.name:
+        known["base_model_name_or_path"] = base.name
+        changes.append(f"{CONFIG}: base_model_name_or_path, a local path, became {base.name}")
+    if base and base.on_hub and base.revision and not config.get("revision"):
+        known["revision"] = base.revision
+        changes.append(f"{CONFIG}: the base's revision, {base.revision}, added")
+    return known, changes
+
+
 def _clean_picture(file: Path) -> None:
     try:
         file.write_bytes(without_remarks(file.read_bytes()))
@@ -195,10 +237,10 @@ def _clean_picture(file: Path) -> None:
         raise ConfigError(f"{file.name} is no PNG picture ({error}); remove it from the folder") from error
 
 
-def _add_texts(folder: Path, base: BaseModelFacts | None, recorded: Any, terms: Terms) -> list[str]:
+def _add_texts(folder: Path, base: BaseModelFacts | None, recorded: Any, terms: Terms, token: str | None) -> list[str]:
     """Add the agreement and the notice that the licence asks for, where the folder has none."""
     binding = _binding(base, terms)
-    added = [f"{name}: the base's own" for name in copy_agreement(base, recorded, binding, folder)]
+    added = [f"{name}: the base's own" for name in copy_agreement(base, recorded, binding, folder, token)]
     notice = notice_for(binding)
     if notice and not any(folder.glob("NOTICE*")):
         (folder / "NOTICE").write_text(notice, encoding="utf8")
@@ -224,7 +266,9 @@ def _scan(folder: Path, stored: StoredAdapter, private: PrivateNames) -> Iterato
         if path == WEIGHTS:
             text = "\n".join([*stored.metadata, *stored.metadata.values(), *stored.shapes])
             yield from (replace(leak, line=0) for leak in _leaks_in(path, text, private))
-        elif is_text(path) or _VOCABULARY.fullmatch(path):
+        elif is_text(path):
+            yield from _leaks_in(path, _text(folder, path), private)
+        elif _VOCABULARY.fullmatch(path):
             yield from _leaks_in(path, (folder / path).read_bytes().decode("utf8", "replace"), private)
 
 
@@ -243,12 +287,13 @@ def _undone(folder: Path, repo_id: str, base: BaseModelFacts | None, terms: Term
     return [f"licence {binding} asks for {what}" for what in missing]
 
 
-def _refusal(problems: list[str]) -> str:
-    """Return all problems as one message."""
+def _refusal(problems: list[str], may_be_allowed: bool) -> str:
+    """Return all problems as one message, with the way to let a name or path pass."""
     distinct = list(dict.fromkeys(problems))
     shown = distinct[:_SHOWN_PROBLEMS]
     more = [f"and {len(distinct) - len(shown)} more"] if len(distinct) > len(shown) else []
-    return "nothing was pushed; first mend\n  " + "\n  ".join([*shown, *more])
+    way = ["a name or path that may be public: allow= (--allow), word for word; a secret never is"] * may_be_allowed
+    return "nothing was pushed; first mend\n  " + "\n  ".join([*shown, *more]) + "".join(f"\n{line}" for line in way)
 
 
 def _listed(folder: Path) -> list[str]:

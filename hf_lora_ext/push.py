@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import ConfigError, PushError
+from .errors import ConfigError, PushError, UnfitError
 from .gathering import Gathered, gathered
 from .hub import cache_folder
 from .hub.repository import Account, Change, Landed, Repository
 from .landing import RemoteFile, differing
 from .preflight import Release, prepare
 from .push_plan import MAIN, MESSAGE, PushPlan, PushRequest, PushResult
+from .release import outdated
 from .verification import verify_release
 
 __all__ = ["check_access", "push_adapter"]
@@ -43,6 +45,7 @@ def push_adapter(
     license: str | None = None,
     license_name: str | None = None,
     license_link: str | None = None,
+    allow: Sequence[str] = (),
     confirm: Callable[[PushPlan], bool] | None = None,
     say: Say | None = None,
 ) -> PushResult:
@@ -66,13 +69,15 @@ def push_adapter(
         license: The adapter's licence by its Hub identifier; else the card's, else the base's.
         license_name: Its name, where `license` is `other`.
         license_link: Where its text is, where `license` is `other`.
+        allow: Logins, hosts, dataset ids and paths that may be published, word for word; never a secret.
         confirm: Called with the plan before anything is written; False stops there.
         say: Takes one line of progress.
 
     Raises:
         ConfigError: If an argument, the folder or the licence is not right.
         AdapterError: If there is no whole adapter, or it holds a NaN.
-        PushError: If something private would leak, the Hub refuses, or somebody else committed meanwhile.
+        UnfitError: If something private would leak, the card is bad, or a duty of the base's licence is not done.
+        PushError: If the Hub refuses, or somebody else committed meanwhile; UnfitError is one too.
 
     Example:
         >>> push_adapter("out/sql", "me/llama-sql", dry_run=True)  # doctest: +SKIP
@@ -90,17 +95,22 @@ def push_adapter(
         message=message or MESSAGE,
         verify=verify,
         terms=terms,
+        allow=tuple(allow),
     )
     say("gather")
     with gathered(source) as found:
         try:
             return _push(found, request, token, dry_run, confirm, say)
         except PushError as error:
-            raise type(error)(f"{error}\nagain: `{request.command(_kept(found, request))}`") from error
+            again = "push the same object again" if isinstance(error, UnfitError) and found.model is not None else None
+            raise type(error)(f"{error}\nagain: {again or f'`{request.command(_kept(found, request))}`'}") from error
 
 
 def _kept(found: Gathered, request: PushRequest) -> Path:
-    """Return the folder to push again from: the user's own, or a copy of what was only in memory."""
+    """Return the folder to push again from: the user's own, or a copy of what was only in memory.
+
+    What has a leak is not copied: it would lie about, unmended.
+    """
     if found.model is None:
         return found.origins[0]
     folder = cache_folder() / "pushes" / request.repo_id.replace("/", "--")
@@ -125,24 +135,27 @@ def _push(
 ) -> PushResult:
     say("check")
     account, repository, is_private = _accessible(request, token)
-    release = prepare(found, repository.id, request.terms, token)
-    is_new = is_private is None
-    head = None if is_new else repository.head(request.revision)
-    plan = _plan(repository, request, release, is_private, head)
+    request = replace(request, repo_id=repository.id)
+    release = prepare(found, request, token)
+    head = None if is_private is None else repository.head(request.revision)
+    seen = head or (None if is_private is None else repository.head(MAIN))  # which a new branch begins as
+    there = repository.files(seen) if seen else {}
+    plan = _plan(repository, request, release, is_private, seen, there)
     say("show")
     if dry_run:
         return PushResult(status="dry run", repo_id=repository.id, plan=plan)
     if confirm is not None and not confirm(plan):
         return PushResult(status="declined", repo_id=repository.id, plan=plan)
-    say("commit")
-    landed = _commit(repository, request, release, account.name, head)
+    say(f"commit {sum(plan.files.values()):,} bytes")
+    landed = _commit(repository, request, release, account.name, head, there)
+    checked: tuple[str, ...] = ()
     if request.verify:
         say(f"verify {landed.commit}")
         with _told_as(f"{repository.id} holds commit {landed.commit}, which is not verified"):
-            verify_release(repository, landed.commit, release, found.model)
+            checked = verify_release(repository, landed.commit, release, found.model)
     if request.tag:
         say(f"tag {request.tag}")
-        with _told_as(f"{repository.id} holds commit {landed.commit}, verified and without its tag"):
+        with _told_as(f"{repository.id} holds commit {landed.commit}, verified; its tag is not certain"):
             repository.tag(request.tag, landed.commit)
     say("done")
     return PushResult(
@@ -152,6 +165,7 @@ def _push(
         commit=landed.commit,
         pull_request=landed.pull_request,
         is_verified=request.verify,
+        checked=checked,
         tag=request.tag,
     )
 
@@ -217,14 +231,18 @@ def _check_access(repo_id: str, account: Account, request: PushRequest, is_priva
 
 
 def _plan(
-    repository: Repository, request: PushRequest, release: Release, is_private: bool | None, head: str | None
+    repository: Repository,
+    request: PushRequest,
+    release: Release,
+    is_private: bool | None,
+    head: str | None,
+    there: Mapping[str, RemoteFile],
 ) -> PushPlan:
-    there: Mapping[str, RemoteFile] = repository.files(head) if head else {}
     if request.tag and is_private is not None:
         _check_tag(repository, request.tag, release, there, head)
     missing = set(differing(release.wanted, there))
     base = release.base
-    revision = f" at {base.revision}" if base and base.revision else ""
+    revision = f" at {base.revision}" if base and base.revision else ", revision not recorded" if base else ""
     return PushPlan(
         repo_id=repository.id,
         revision=request.revision,
@@ -232,8 +250,11 @@ def _plan(
         is_new=is_private is None,
         files={path: file.size for path, file in release.files.items()},
         unchanged=tuple(path for path in release.files if path not in missing),
+        outdated=tuple(outdated(there, release.files)),
         left_out=release.left_out,
         changes=release.changes,
+        doubts=release.doubts,
+        allowed=request.allow,
         license=release.terms.id,
         base=f"{base.name}{revision}" if base else None,
         parameters=release.stored.parameters,
@@ -247,22 +268,42 @@ def _check_tag(
 ) -> None:
     """Refuse a tag that another commit has, before anything is written."""
     at = repository.tags().get(tag)
-    if at is None or (at == head and not differing(release.wanted, there)):
+    wanted = _wanted(release, there)
+    if at is None or (at == head and not differing(wanted, there)):
         return
-    if differing(release.wanted, there) or differing(release.wanted, repository.files(at)):
+    if differing(wanted, there) or differing(release.wanted, repository.files(at)):
         raise PushError(f"tag {tag} of {repository.id} is taken, by {at}; choose another tag")
 
 
-def _commit(repository: Repository, request: PushRequest, release: Release, user: str, head: str | None) -> Landed:
+def _wanted(release: Release, there: Mapping[str, RemoteFile]) -> dict[str, RemoteFile | None]:
+    """Return the files as they are to be: the release, and nothing outdated beside it."""
+    return release.wanted | dict.fromkeys(outdated(there, release.files))
+
+
+def _commit(
+    repository: Repository,
+    request: PushRequest,
+    release: Release,
+    user: str,
+    head: str | None,
+    there: Mapping[str, RemoteFile],
+) -> Landed:
     """Return the commit that holds the release: one that is there, or a new one."""
-    head = head or _made(repository, request)
-    if not differing(release.wanted, repository.files(head)):
-        return Landed(commit=_tagged_twin(repository, request, release) or head, is_new=False)
-    if request.create_pr and (waiting := repository.open_pull_request(user, release.wanted)) is not None:
+    if head is None:
+        head = _made(repository, request)
+        there = repository.files(head)
+    wanted = _wanted(release, there)
+    missing = differing(wanted, there)
+    if not missing:
+        return Landed(commit=_tagged_twin(repository, request) or head, is_new=False)
+    if request.create_pr and (waiting := repository.open_pull_request(user, wanted)) is not None:
         return waiting
     return repository.commit_once(
-        Change(added={path: release.folder / path for path in release.files}),
-        release.wanted,
+        Change(
+            added={path: release.folder / path for path in missing if path in release.files},
+            deleted=tuple(path for path in missing if path not in release.files),
+        ),
+        wanted,
         parent=head,
         revision=request.revision,
         message=request.message,
@@ -270,7 +311,7 @@ def _commit(repository: Repository, request: PushRequest, release: Release, user
     )
 
 
-def _tagged_twin(repository: Repository, request: PushRequest, release: Release) -> str | None:
+def _tagged_twin(repository: Repository, request: PushRequest) -> str | None:
     """Return the commit that has the tag already, where a later one changed none of the adapter's files."""
     return repository.tags().get(request.tag) if request.tag else None
 
@@ -279,6 +320,11 @@ def _made(repository: Repository, request: PushRequest) -> str:
     """Make the repository and the branch where they are missing, and return the branch's head."""
     if repository.is_private() is None:
         repository.create(request.private)
+        if request.private is not None and (found := repository.is_private()) != request.private:
+            raise PushError(
+                f"{repository.id} was made meanwhile, by somebody else, and is {'private' if found else 'public'}; "
+                "nothing was sent: look at it, and run the same again"
+            )
     if request.revision != MAIN and repository.head(request.revision) is None:
         repository.create_branch(request.revision)
     head = repository.head(request.revision)

@@ -41,6 +41,8 @@ class PushRequest:
     """Whether what landed is downloaded and compared."""
     terms: Mapping[str, str | None] = field(default_factory=dict)
     """`license`, `license_name`, `license_link`."""
+    allow: tuple[str, ...] = ()
+    """Logins, hosts, dataset ids and paths that may be published all the same."""
 
     def command(self, folder: Path) -> str:
         """Return the command that pushes the same from a folder."""
@@ -57,6 +59,8 @@ class PushRequest:
         words = [str(folder), self.repo_id]
         for option, value in given.items():
             words += [option] if value is True else [option, value] if value else []
+        for word in self.allow:
+            words += ["--allow", word]
         return shlex.join(["hf-lora", "push", *words])
 
     def __post_init__(self) -> None:
@@ -84,10 +88,16 @@ class PushPlan:
     """Path → bytes, of what goes."""
     unchanged: tuple[str, ...]
     """Those that the Hub holds already."""
+    outdated: tuple[str, ...]
+    """Files of an earlier version that this one deletes, because it has none of the name."""
     left_out: tuple[LeftOut, ...]
     """What stays where it is."""
     changes: tuple[str, ...]
     """What was cut or added, one line each."""
+    doubts: tuple[str, ...]
+    """What could not be checked, one line each."""
+    allowed: tuple[str, ...]
+    """Names that would have stopped the push, and were allowed."""
     license: str
     """The licence's identifier."""
     base: str | None
@@ -108,8 +118,11 @@ class PushPlan:
             "new_repository": self.is_new,
             "files": dict(self.files),
             "unchanged": list(self.unchanged),
+            "outdated": list(self.outdated),
             "left_out": {left.path: left.reason for left in self.left_out},
             "changes": list(self.changes),
+            "doubts": list(self.doubts),
+            "allowed": list(self.allowed),
             "license": self.license,
             "base": self.base,
             "parameters": self.parameters,
@@ -130,7 +143,10 @@ class PushPlan:
         for path, size in self.files.items():
             lines.append(f"  {size:>13,}  {path}{'  (there already)' if path in self.unchanged else ''}")
         lines += ["stays"] * bool(self.left_out) + [f"  {left.path}: {left.reason}" for left in self.left_out]
+        lines += ["deleted"] * bool(self.outdated) + [f"  {path}: of an earlier version" for path in self.outdated]
         lines += ["changed"] * bool(self.changes) + [f"  {change}" for change in self.changes]
+        lines += ["allowed"] * bool(self.allowed) + [f"  {word}" for word in self.allowed]
+        lines += ["unknown"] * bool(self.doubts) + [f"  {doubt}" for doubt in self.doubts]
         return "\n".join(lines)
 
 
@@ -150,6 +166,8 @@ class PushResult:
     """Address of the pull request."""
     is_verified: bool = False
     """Whether it was downloaded, compared with what was sent, and loaded by peft."""
+    checked: tuple[str, ...] = ()
+    """What was compared: `bytes` and `peft`; of a model in memory also `weights`, and `answers` where it can answer."""
     tag: str | None = None
     """The tag that it has now."""
 
@@ -161,6 +179,7 @@ class PushResult:
             "commit": self.commit,
             "pull_request": self.pull_request,
             "verified": self.is_verified,
+            "checked": list(self.checked),
             "tag": self.tag,
             "plan": self.plan.to_dict() if self.plan else None,
         }

@@ -14,6 +14,7 @@ __all__ = [
     "LeftOut",
     "is_machine_made",
     "is_text",
+    "outdated",
     "sort_out",
     "without_remarks",
 ]
@@ -39,6 +40,15 @@ _WHY_NOT: Final = (
     (re.compile(r"training_args\.bin|.*\.(pkl|pickle|pt|pth|bin|ckpt)"), "can hold code or secrets when it is loaded"),
     (re.compile(r"(.*/)?\.env.*|.*\.(pem|key)"), "usually holds secrets"),
     (re.compile(r"(checkpoints|checkpoint-\d+)/"), "to resume from, not to publish"),
+)
+_MADE_ANEW: Final = re.compile(
+    r"""
+      (tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|(pre)?processor_config)\.json
+    | vocab\.txt | merges\.txt | (tokenizer|spiece|sentencepiece\.bpe)\.model
+    | chat_template\.jinja | additional_chat_templates/[\w.-]+\.jinja
+    | facts\.json | rank_history\.json
+    """,
+    re.VERBOSE,
 )
 _MACHINE_MADE: Final = {CONFIG, "tokenizer_config.json", "facts.json", "rank_history.json"}
 _TEXT: Final = re.compile(r".*\.(json|md|txt|jinja|yaml)|LICEN[SC]E|NOTICE|USE_POLICY")
@@ -71,6 +81,18 @@ def sort_out(paths: Iterable[str]) -> tuple[list[str], list[LeftOut]]:
             known = (reason for pattern, reason in _WHY_NOT if pattern.fullmatch(path))
             stay.append(LeftOut(path, next(known, "not on the list of what an adapter needs")))
     return go, stay
+
+
+def outdated(there: Iterable[str], release: Iterable[str]) -> list[str]:
+    """Return the files of an earlier version that would be read together with this one, which has none of the name.
+
+    Only what libraries write with every version: a tokenizer that is not this adapter's, facts of another run.
+    Texts, pictures and evaluations may be somebody's own work on the Hub, and stay.
+
+    >>> outdated(["vocab.json", "LICENSE", "README.md"], ["README.md"])
+    ['vocab.json']
+    """
+    return sorted(path for path in set(there) - set(release) if _MADE_ANEW.fullmatch(path))
 
 
 def is_text(path: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ class Verified:
         }  # fmt: skip
 
 
-def verify_release(repository: Repository, commit: str, release: Release, model: Any = None) -> None:
+def verify_release(repository: Repository, commit: str, release: Release, model: Any = None) -> tuple[str, ...]:
     """Download a commit into an empty cache and hold it against what was sent.
 
     Args:
@@ -51,6 +50,9 @@ def verify_release(repository: Repository, commit: str, release: Release, model:
         release: What was sent.
         model: The model in memory that it came from, where there is one: its weights, and its answers with the
             downloaded ones in their place, must be the same.
+
+    Returns:
+        What was compared: `bytes`, `peft`, `weights`, `answers`.
 
     Raises:
         PushError: If a byte differs, or peft loads another adapter.
@@ -67,38 +69,60 @@ def verify_release(repository: Repository, commit: str, release: Release, model:
         if (loaded := {name: tuple(t.shape) for name, t in tensors.items()}) != dict(release.stored.shapes):
             differ = sorted(set(loaded.items()) ^ set(release.stored.shapes.items()))[0][0]
             raise PushError(f"{repository.id} at {commit}: peft loads {differ} otherwise than it was sent")
-        if model is not None:
-            _compare_with_model(tensors, model, f"{repository.id} at {commit}")
+        more = () if model is None else _compare_with_model(tensors, model, f"{repository.id} at {commit}")
+    return ("bytes", "peft", *more)
 
 
-def _compare_with_model(tensors: Mapping[str, torch.Tensor], model: Any, where: str) -> None:
+def _compare_with_model(tensors: Mapping[str, torch.Tensor], model: Any, where: str) -> tuple[str, ...]:
     """Hold downloaded weights against a model's own: every number, and the answers where every weight has its place."""
-    for name, own in adapter_tensors(model).items():
-        if name in tensors and not torch.equal(tensors[name], own.detach().to("cpu", tensors[name].dtype)):
+    own = adapter_tensors(model)
+    for name, tensor in own.items():
+        if name in tensors and not torch.equal(tensors[name], tensor.detach().to("cpu", tensors[name].dtype)):
             raise PushError(f"{where}: {name} differs from the model in memory, which has changed since; push it again")
-    places = _places(tensors, model)
-    if places is None or not hasattr(model, "get_input_embeddings"):
-        return
-    ids = torch.tensor([[1, 2, 3, 4]], device=model.get_input_embeddings().weight.device)
+    compared = ("weights",) if own.keys() <= tensors.keys() else ()
+    answers = _answers(model, _places(tensors, own, model))
+    if answers is None:
+        return compared
+    if not torch.equal(*answers):
+        raise PushError(f"{where}: the downloaded adapter answers otherwise than the model in memory; push it again")
+    return (*compared, "answers")
+
+
+def _answers(model: Any, places: Mapping[str, torch.Tensor] | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return a model's answers, its own and with other weights in their places, or None where they tell nothing.
+
+    That is where a weight has no place, where it reads no token ids, and where it does not answer alike twice.
+    """
+    if places is None or getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return None
+    ids = torch.tensor([[1, 2, 3, 4]], device=next(iter(model.parameters())).device)
+    given = {"input_ids": ids}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        given["decoder_input_ids"] = ids
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            own = model(input_ids=ids)
-            published = torch.func.functional_call(model, places, (), {"input_ids": ids})
+            own, again = model(**given)[0], model(**given)[0]
+            published = torch.func.functional_call(model, dict(places), (), given)[0]
     finally:
         model.train(was_training)
-    if not torch.equal(own[0], published[0]):
-        raise PushError(f"{where}: the downloaded adapter answers otherwise than the model in memory; push it again")
+    return (own, published) if torch.equal(own, again) else None
 
 
-def _places(tensors: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor] | None:
-    """Return the downloaded tensors under the model's own parameter names, or None where one has no place there."""
-    marker = re.compile(rf"\.{re.escape(model.active_adapter)}(?=\.|$)")
-    names = {marker.sub("", name): (name, parameter) for name, parameter in model.named_parameters()}
-    if not set(tensors) <= set(names):
+def _places(
+    tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], model: Any
+) -> dict[str, torch.Tensor] | None:
+    """Return the downloaded tensors under the model's own parameter names, or None where one has no place there.
+
+    peft saves a parameter under another name than it has; that it is the same one shows in where its numbers lie.
+    """
+    at = {(p.data_ptr(), p.shape): (name, p) for name, p in model.named_parameters() if p.numel()}
+    found = {name: at.get((tensor.data_ptr(), tensor.shape)) for name, tensor in own.items() if name in tensors}
+    if not set(tensors) <= set(found) or None in found.values():
         return None
-    return {names[key][0]: tensor.to(names[key][1].device, names[key][1].dtype) for key, tensor in tensors.items()}
+    named = ((tensors[key], *place) for key, place in found.items() if place is not None)
+    return {name: tensor.to(parameter.device, parameter.dtype) for tensor, name, parameter in named}
 
 
 def verify_push(

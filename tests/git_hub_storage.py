@@ -120,13 +120,15 @@ class Repository:
     def resolve(self, revision: str) -> str | None:
         """Return the commit that a branch, tag, full ref or commit id names, or None."""
         for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
-            if name == revision and not revision.startswith("refs/") and not set(revision) <= set("0123456789abcdef"):
-                continue
-            try:
-                return git(self.folder, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").decode().strip()
-            except GitFailure:
-                continue
-        return None
+            # Read without git, for every request asks this, often more than once; nothing here packs refs.
+            if name.startswith("refs/") and ".." not in name and (self.folder / name).is_file():
+                return _commit_named(self.folder, (self.folder / name).read_text(encoding="ascii").strip())
+        if not set(revision) <= set("0123456789abcdef"):
+            return None
+        try:
+            return _commit_named(self.folder, revision)
+        except GitFailure:
+            return None
 
     def refs(self, prefix: str) -> dict[str, str]:
         """Return each ref under a prefix with its commit."""
@@ -243,6 +245,16 @@ class Repository:
         new = self._commit_tree(f"{head}^{{tree}}", [], message, author)
         self.move(ref, new, head)
         return new
+
+
+@lru_cache(maxsize=256)
+def _commit_named(folder: Path, oid: str) -> str:
+    """Return the commit that an object's id names: its own, or of an annotated tag the tag's; neither ever changes.
+
+    Raises:
+        GitFailure: If there is none.
+    """
+    return git(folder, "rev-parse", "--verify", "--quiet", f"{oid}^{{commit}}").decode().strip()
 
 
 @lru_cache(maxsize=256)

@@ -68,3 +68,21 @@ def test_who_declines_is_told_that_nothing_was_written(capsys, hub: Hub, adapter
     code, _, err = outcome(capsys, "push", adapter, REPO, "--license", "mit")
     assert (code, "declined; nothing was written" in err) == (2, True)
     assert not hub.exists("model", REPO)
+
+
+def test_what_is_allowed_is_shown_and_said_again(capsys, hub: Hub, adapter: Path):
+    (adapter / "README.md").write_text("# Mine\nData in /data/sums/train.json\n")
+    code, _, err = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--yes")
+    assert (code, "README.md:2: a local path" in err) == (2, True)
+    words = ["--allow", "/data/sums/train.json", "--allow", "annabelle-w"]
+    code, out, _ = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--dry-run", *words)
+    assert (code, "allowed\n  /data/sums/train.json\n  annabelle-w" in out) == (0, True)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_the_clients_progress_is_shown_on_a_terminal_alone(capsys, hub: Hub, adapter: Path, monkeypatch, on_terminal):
+    silenced = []
+    monkeypatch.setattr("hf_lora_ext.hub.show_no_progress", lambda: silenced.append(True))
+    monkeypatch.setattr("hf_lora_ext.cli.push.sys.stderr.isatty", lambda: on_terminal, raising=False)
+    assert outcome(capsys, "push", adapter, REPO, "--license", "mit", "--dry-run")[0] == 0
+    assert silenced == ([] if on_terminal else [True])

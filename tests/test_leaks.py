@@ -72,7 +72,13 @@ def test_a_megabyte_is_searched_in_seconds():
 
 @pytest.mark.parametrize("name", PATHS)
 def test_a_librarys_json_loses_paths_and_names_and_keeps_the_rest(name: str):
-    value = {"base": PATHS[name], "note": f"from {PATHS[name]} by annabel on workstation7", "r": 8, "e": 1e-08}
+    value = {
+        "base": PATHS[name],
+        "of annabel": 1,
+        "note": f"from {PATHS[name]} by annabel on workstation7",
+        "r": 8,
+        "e": 1e-08,
+    }
     text, was_cut = redacted_json(json.dumps(value), PRIVATE)
     assert was_cut
     assert find_private_names("f", text, PRIVATE) == []

@@ -1,6 +1,7 @@
 """An adapter goes to the Hub whole and once, over the real wire with the real client; what must not go does not."""
 
 import json
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +94,48 @@ def test_a_changed_adapter_is_a_second_commit_and_foreign_files_stay(hub: Hub, a
     push(adapter, message="Rank 4")
     assert hub.history(REPO) == ["Rank 4", "A push from elsewhere", *COMMITS]
     assert hub.files(REPO)["notes.txt"] == b"theirs"
+
+
+def test_what_an_earlier_version_left_is_deleted_with_the_same_commit(hub: Hub, adapter: Path, tiny_model: Path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model / name, adapter / name)
+    push(adapter, tag="v1")
+    hub.push(REPO, {"LICENSE": b"theirs", "vocab.json": b"{}", "notes.txt": b"theirs"})
+    (adapter / "tokenizer.json").unlink()
+    result = push(adapter)
+    assert result.plan.outdated == ("tokenizer.json", "vocab.json")
+    assert "deleted\n  tokenizer.json: of an earlier version" in result.plan.explain()
+    assert set(hub.files(REPO)) == {
+        CARD, CONFIG, WEIGHTS, ".gitattributes", "LICENSE", "notes.txt", "tokenizer_config.json",
+    }  # fmt: skip
+    assert hub.history(REPO) == ["Push adapter", "A push from elsewhere", *COMMITS]
+    assert push(adapter).status == "already there"
+    assert "tokenizer.json" in hub.files(REPO, "v1")
+
+
+def test_a_new_branch_keeps_nothing_outdated_of_main(hub: Hub, adapter: Path, tiny_model: Path):
+    shutil.copy(tiny_model / "tokenizer.json", adapter / "tokenizer.json")
+    push(adapter)
+    (adapter / "tokenizer.json").unlink()
+    result = push(adapter, revision="trial")
+    assert result.plan.outdated == ("tokenizer.json",)
+    assert set(result.plan.unchanged) == {CARD, CONFIG, WEIGHTS}
+    assert "tokenizer.json" not in hub.files(REPO, "trial")
+    assert "tokenizer.json" in hub.files(REPO)
+
+
+def test_a_repository_that_somebody_makes_public_meanwhile_gets_nothing(hub: Hub, adapter: Path):
+    hub.faults.add("create", "before", lambda: hub.create(REPO, private=False))
+    with pytest.raises(PushError, match="was made meanwhile, by somebody else, and is public; nothing was sent"):
+        push(adapter, private=True)
+    assert hub.history(REPO) == ["initial commit"]
+
+
+def test_what_has_a_leak_is_not_kept_on_disk(hub: Hub, tiny_model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(PushError, match=r"again: push the same object again$"):
+        push(lora_model(tiny_model), message="hf_" + "a1B2" * 9)
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_model_in_memory_is_saved_pushed_and_answers_the_same(hub: Hub, tiny_model: Path):
@@ -316,7 +359,8 @@ def test_the_licence_comes_from_the_bases_card(hub: Hub, tiny_model: Path, adapt
     (adapter / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "lab/base"}))
     result = push_adapter(adapter, REPO)
     assert result.plan.license == "cc-by-4.0"
-    assert result.plan.base == f"lab/base at {hub.head('lab/base')}"
+    assert result.plan.base == "lab/base, revision not recorded"
+    assert result.plan.doubts == ()
     assert b"base_model: lab/base" in hub.files(REPO)[CARD]
 
 

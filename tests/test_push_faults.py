@@ -3,51 +3,71 @@
 One fault is outlived; the same fault every time ends in an error that says what the Hub holds.
 """
 
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 
+import fault_cells
+import fault_matrix
 import pytest
+from fault_cells import CELLS, ENDPOINTS, KINDS, MOMENTS, Cell, Outcome, chosen, outcome, totals
 from git_hub_state import Hub
 from push_runs import COMMITS, REPO, push, pushing_to
 
 from hf_lora_ext import PushError
-from hf_lora_ext.release import WEIGHTS
 
-WRITES = ("create", "validate-yaml", "preupload", "commit", "tag")
-READS = ("whoami", "info", "tree", "commits", "resolve", "refs", "xet-token")
-WHATS = (503, 429, "drop", "html", "truncate")
-ONCE = [*product(WRITES, ("before", "after"), WHATS), *product(READS, ("before",), WHATS)]
-DEFAULT = {("commit", when, what) for when in ("before", "after") for what in WHATS} | {
-    ("create", "after", "drop"), ("validate-yaml", "before", "html"), ("validate-yaml", "before", 503),
-    ("preupload", "before", 429), ("tag", "after", "drop"), ("tag", "before", 503), ("tree", "before", "html"),
-    ("commits", "before", "drop"), ("whoami", "before", 503), ("info", "before", "truncate"),
-    ("resolve", "before", "drop"), ("xet-token", "before", 503), ("refs", "before", 429),
-}  # fmt: skip
+DEFAULT = chosen()
 
 
-def test_the_faults_that_are_tried_are_many():
-    assert len(ONCE) == 85
-    assert set(ONCE) >= DEFAULT
+def test_what_every_run_tries_has_every_endpoint_moment_and_kind():
+    assert {cell.where for cell in DEFAULT} == set(ENDPOINTS)
+    assert {cell.what for cell in DEFAULT if cell.where != "commit"} == set(KINDS)
+    assert len({(cell.when, cell.stays) for cell in DEFAULT}) == len(MOMENTS) * 2
+    assert len(CELLS) == len(ENDPOINTS) * len(MOMENTS) * len(KINDS) * 2
 
 
-def cases(wanted: list) -> list:
-    return [pytest.param(*case, marks=[] if case in DEFAULT else pytest.mark.slow) for case in wanted]
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, id=str(cell), marks=[] if cell in DEFAULT else pytest.mark.slow) for cell in CELLS]
+)
+def test_a_fault_ends_in_one_whole_commit_or_none_and_in_the_truth(cell: Cell, saved_lora: Path, tmp_path: Path):
+    found = outcome(cell, saved_lora, tmp_path / "hub")
+    assert found.struck
+    assert (found.torn, found.twice, found.untrue) == (False, False, False), found
+    if not cell.stays and cell.what != 403:
+        assert found.ended == "landed"
 
 
-@pytest.mark.parametrize(("where", "when", "what"), cases(ONCE))
-def test_one_fault_ends_in_exactly_one_commit(git_hub: Hub, adapter: Path, where: str, when: str, what: object):
-    git_hub.faults.add(where, when, what, retry_after=7 if what == 429 else None)
+def test_what_must_not_be_is_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    good = Outcome(ended="landed", said="", struck=True, commits=1, torn=False, finally_commits=1)
+    lost = "x\nagain: `hf-lora push a me/sums`"
+    assert not good.untrue
+    assert replace(good, commits=2, finally_commits=2).twice
+    assert replace(good, commits=0).untrue
+    assert replace(good, ended="gave up", said=lost).untrue
+    assert not replace(good, ended="gave up", said=lost, commits=0).untrue
+    assert not replace(good, ended="gave up", said="holds commit" + lost).untrue
+    assert replace(good, finally_commits=0).untrue
+    assert totals([good, replace(good, torn=True)]) == "2 cells, 1 torn, 0 twice, 0 untrue"
+    monkeypatch.setattr(fault_matrix, "outcome", lambda cell, adapter, root: replace(good, torn=cell.what == 429))
+    assert fault_matrix.main(["--endpoints", "tag"]) == 1
+    assert "24 cells, 4 torn, 0 twice, 0 untrue" in capsys.readouterr().out
+
+
+def test_a_torn_commit_and_a_second_one_are_seen(git_hub: Hub, adapter: Path):
+    wanted = {"adapter_model.safetensors": (adapter / "adapter_model.safetensors").read_bytes()}
+    git_hub.create(REPO)
+    assert fault_cells._landed(git_hub, "xet", wanted) == (0, False)
+    git_hub.push(REPO, {"adapter_config.json": b"{}"}, message="Push adapter")
+    assert fault_cells._landed(git_hub, "xet", wanted) == (1, True)
+    git_hub.push(REPO, wanted, message="Push adapter")
+    assert fault_cells._landed(git_hub, "xet", wanted) == (2, False)
+
+
+@pytest.mark.parametrize("where", ["whoami", "commit"])
+def test_the_server_is_waited_for_as_long_as_it_asks(git_hub: Hub, adapter: Path, where: str):
+    git_hub.faults.add(where, "before", 429, retry_after=7)
     with pushing_to(git_hub) as pauses:
-        result = push(adapter, tag="v1")
-    assert git_hub.history(REPO) == COMMITS
-    assert result.commit == git_hub.head(REPO) == git_hub.head(REPO, "v1")
-    assert (result.status, result.is_verified) == ("pushed", True)
-    assert git_hub.files(REPO)[WEIGHTS] == (adapter / WEIGHTS).read_bytes()
-    assert not [fault for fault in git_hub.faults.pending if fault.times], "the fault never struck"
-    if (
-        what == 429 and when == "before" and where not in {"commits", "preupload", "resolve", "tree", "xet-token"}
-    ):  # those the client itself waits for
-        assert 7 in pauses
+        push(adapter, verify=False)
+    assert 7 in pauses
 
 
 @pytest.mark.parametrize(
@@ -55,14 +75,14 @@ def test_one_fault_ends_in_exactly_one_commit(git_hub: Hub, adapter: Path, where
     [
         ("whoami", "before", "drop", None, "asking the Hub who you are: the Hub is out of reach"),
         ("create", "before", 503, None, "making me/sums: the Hub answered 503"),
-        ("validate-yaml", "before", "html", COMMITS[1:], "no JSON; nothing was changed there"),
-        ("preupload", "before", 503, COMMITS[1:], "503; nothing was changed there"),
-        ("commit", "before", 503, COMMITS[1:], "503; nothing was changed there"),
-        ("commit", "before", 429, COMMITS[1:], "rate limit for you; nothing was changed there"),
-        ("commit", "before", "drop", COMMITS[1:], "nothing was changed there"),
+        ("validate-yaml", "before", "html", COMMITS[1:], "no JSON; no commit was made"),
+        ("preupload", "before", 503, COMMITS[1:], "503; no commit was made"),
+        ("commit", "before", 503, COMMITS[1:], "503; no commit was made"),
+        ("commit", "before", 429, COMMITS[1:], "rate limit for you; no commit was made"),
+        ("commit", "before", "drop", COMMITS[1:], "no commit was made"),
         ("commits", "before", 503, COMMITS, "whether the commit landed is not known: run the same again"),
         ("resolve", "before", 503, COMMITS, "which is not verified"),
-        ("tag", "before", 503, COMMITS, "verified and without its tag"),
+        ("tag", "before", 503, COMMITS, "verified; its tag is not certain"),
     ],
 )
 def test_a_fault_that_stays_ends_in_the_truth_and_the_same_again_finishes(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.release import sort_out, without_remarks
+from hf_lora_ext.release import outdated, sort_out, without_remarks
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -69,3 +69,10 @@ def test_a_picture_loses_its_texts_and_keeps_its_pixels():
 def test_what_is_no_picture_is_refused(broken: bytes):
     with pytest.raises(ValueError, match=r"signature|middle"):
         without_remarks(broken)
+
+
+@given(there=st.sets(st.sampled_from(["vocab.json", "README.md", "LICENSE", "a.txt", "adapter_model.bin", "facts.json",
+                                      "plot.png", ".eval_results/a.yaml", "chat_template.jinja"])),
+       release=st.sets(st.sampled_from(["vocab.json", "README.md", "facts.json"])))  # fmt: skip
+def test_only_what_a_library_writes_anew_can_be_outdated(there: set[str], release: set[str]):
+    assert set(outdated(there, release)) == (there & {"vocab.json", "facts.json", "chat_template.jinja"}) - release

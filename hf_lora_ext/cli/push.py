@@ -38,6 +38,7 @@ refused.
 @click.option("--license", metavar="ID", help="The adapter's licence by its Hub identifier; else the base's.")
 @click.option("--license-name", help="Its name, where --license is other.")
 @click.option("--license-link", help="Where its text is, where --license is other.")
+@click.option("--allow", multiple=True, metavar="WORD", help="A login, host, dataset or path that may be published.")
 @click.option("--message", help="Title of the commit.")
 @click.option("--no-verify", is_flag=True, help="Do not download and compare what landed.")
 @click.option("--dry-run", is_flag=True, help="Show what would go where, and stop.")
@@ -48,7 +49,8 @@ def command(folder: str, repo: str, no_verify: bool, yes: bool, as_json: bool, *
     from ..hub import show_no_progress
     from ..push import push_adapter
 
-    show_no_progress()
+    if not sys.stderr.isatty():
+        show_no_progress()
 
     def confirm(plan: PushPlan) -> bool:
         if as_json:

@@ -49,7 +49,7 @@ class HubModel:
     """Where its text is, where the identifier is `other`."""
 
 
-def find_model(name: str, revision: str | None = None) -> HubModel | None:
+def find_model(name: str, revision: str | None = None, token: str | None = None) -> HubModel | None:
     """Return what the Hub knows of a model, or None when the Hub is out of reach.
 
     Raises:
@@ -58,7 +58,7 @@ def find_model(name: str, revision: str | None = None) -> HubModel | None:
     from huggingface_hub import HfApi, errors
 
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
+        info = HfApi(token=token).model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
     except errors.HFValidationError as error:
         raise ConfigError(f"model {name!r} is neither a folder here nor a Hub id such as owner/name") from error
     except errors.RevisionNotFoundError as error:
@@ -89,13 +89,15 @@ def find_model(name: str, revision: str | None = None) -> HubModel | None:
     )
 
 
-def download_texts(name: str, revision: str | None, wanted: re.Pattern[str]) -> list[Path]:
+def download_texts(name: str, revision: str | None, wanted: re.Pattern[str], token: str | None = None) -> list[Path]:
     """Return the top-level files of a Hub model whose names are wanted, downloaded; none where it cannot be had."""
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
-        listed = HfApi().list_repo_files(name, revision=revision)
-        return [Path(hf_hub_download(name, file, revision=revision)) for file in listed if wanted.fullmatch(file)]
+        listed = [
+            file for file in HfApi(token=token).list_repo_files(name, revision=revision) if wanted.fullmatch(file)
+        ]
+        return [Path(hf_hub_download(name, file, revision=revision, token=token)) for file in listed]
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.OfflineModeIsEnabled, OSError):
         return []
     except Exception as error:

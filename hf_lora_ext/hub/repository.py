@@ -220,7 +220,7 @@ class Repository:
                 raise PushError(f"{self.id}: the Hub said that the commit is made, and does not show it; run it again")
             pause = wait_seconds(attempt, failure.retry_after) if failure.kind == "transient" else None
             if pause is None:
-                raise PushError(f"committing to {self.id}: {failure.told}; nothing was changed there")
+                raise PushError(f"committing to {self.id}: {failure.told}; no commit was made")
             time.sleep(pause)
 
     def _try_to_commit(
