@@ -49,7 +49,8 @@ def test_a_saved_adapter_is_whole(folder: Path):
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 def test_what_peft_saves_agrees_with_its_config(config: dict, tiny_model: Path, tmp_path: Path):
-    checked(saved_adapter(tmp_path / "adapter", tiny_model, **config))
+    folder = saved_adapter(tmp_path / "adapter", tiny_model, **config)
+    assert checked(folder).shapes.keys() == load_file(folder / WEIGHTS).keys()
 
 
 @settings(max_examples=20, deadline=None)
@@ -112,4 +113,4 @@ def test_ranks_by_full_name_are_those_of_the_wrapped_layers(folder: Path):
     config["rank_pattern"] = {"^" + re.escape(name.removeprefix("base_model.model.")): 1}
     save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config))
-    checked(folder)
+    assert checked(folder).shapes[f"{name}.lora_A.weight"][0] == 1
