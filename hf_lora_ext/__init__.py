@@ -9,25 +9,25 @@ are loaded at first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from .configuration import Preset
 from .errors import AdapterError, BudgetError, ConfigError, LoraExtError, PushError, ResumeError
 from .hardware import Hardware
-from .presets import preset
-from .sizes import ModelShape
+from .models.sizes import ModelShape
+from .presets.configuration import Preset
+from .presets.preset import preset
 
 if TYPE_CHECKING:
-    from .advice import Advice, advise
     from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
-    from .cards import render_card, write_card
-    from .facts import Facts
-    from .push import push_adapter
-    from .push_plan import PushPlan, PushResult
-    from .recipe import Recipe, load_recipe
-    from .remedies import DoesNotFit
-    from .rollbacks import RolledBack, rollback
-    from .runner import RunResult, run_recipe
+    from .cards.card import render_card, write_card
+    from .cards.facts import Facts
+    from .choices.advice import Advice, advise
+    from .memory.remedies import DoesNotFit
+    from .push.plan import PushPlan, PushResult
+    from .push.push import push_adapter
+    from .push.rollbacks import RolledBack, rollback
+    from .push.verification import Verified, verify_push
+    from .runs.recipe import Recipe, load_recipe
+    from .runs.runner import RunResult, run_recipe
     from .trainers import LoraSFTTrainer, PushMixin
-    from .verification import Verified, verify_push
 
 __all__ = [
     "AdaLoraCallback",
@@ -66,29 +66,29 @@ __all__ = [
 ]
 
 _LAZY: Final = {
-    "render_card": "cards",
-    "write_card": "cards",
-    "Facts": "facts",
-    "Recipe": "recipe",
-    "load_recipe": "recipe",
-    "DoesNotFit": "remedies",
-    "Advice": "advice",
-    "advise": "advice",
+    "render_card": "cards.card",
+    "write_card": "cards.card",
+    "Facts": "cards.facts",
+    "Recipe": "runs.recipe",
+    "load_recipe": "runs.recipe",
+    "DoesNotFit": "memory.remedies",
+    "Advice": "choices.advice",
+    "advise": "choices.advice",
     "AdaLoraCallback": "callbacks",
     "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
     "PushAdapterCallback": "callbacks",
-    "RunResult": "runner",
-    "run_recipe": "runner",
+    "RunResult": "runs.runner",
+    "run_recipe": "runs.runner",
     "LoraSFTTrainer": "trainers",
     "PushMixin": "trainers",
-    "PushPlan": "push_plan",
-    "PushResult": "push_plan",
-    "push_adapter": "push",
-    "RolledBack": "rollbacks",
-    "rollback": "rollbacks",
-    "Verified": "verification",
-    "verify_push": "verification",
+    "PushPlan": "push.plan",
+    "PushResult": "push.plan",
+    "push_adapter": "push.push",
+    "RolledBack": "push.rollbacks",
+    "rollback": "push.rollbacks",
+    "Verified": "push.verification",
+    "verify_push": "push.verification",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .layer_ranks import module_and_layer
+from .cards.layer_ranks import module_and_layer
 
 __all__ = ["plot_loss", "plot_ranks"]
 

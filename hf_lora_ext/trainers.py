@@ -14,10 +14,10 @@ from trl import SFTTrainer
 
 from .callbacks import PushAdapterCallback
 from .errors import ConfigError, nearest
-from .gathering import lay_aside_model
-from .push import push_adapter
-from .push_plan import PushResult
-from .push_schedule import schedule_of_strategy
+from .push.gathering import lay_aside_model
+from .push.plan import PushResult
+from .push.push import push_adapter
+from .push.schedule import schedule_of_strategy
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -15,8 +15,8 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from hf_lora_ext import FactsCallback, write_card
-from hf_lora_ext.base_models import find_base_model
-from hf_lora_ext.stdlib_docstrings import docstring_examples
+from hf_lora_ext.data.stdlib_docstrings import docstring_examples
+from hf_lora_ext.models.base_models import find_base_model
 
 DATA = "first lines of builtin:python-docstrings"
 LABELS = ["asyncio", "email", "tkinter", "unittest"]

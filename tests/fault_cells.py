@@ -23,7 +23,7 @@ from push_runs import REPO, push, pushing_to
 
 from hf_lora_ext import PushError
 from hf_lora_ext.errors import UnfitError
-from hf_lora_ext.push_plan import MESSAGE
+from hf_lora_ext.push.plan import MESSAGE
 
 ENDPOINTS: Final = {
     **dict.fromkeys(

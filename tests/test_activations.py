@@ -15,10 +15,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from hf_lora_ext.activations import cast_weights, kept_checkpoints, saved_by_layer
-from hf_lora_ext.anatomy import Block, block_of, is_target
-from hf_lora_ext.families import linear_targets, shape_from_config
-from hf_lora_ext.plans import Plan
+from hf_lora_ext.memory.activations import cast_weights, kept_checkpoints, saved_by_layer
+from hf_lora_ext.memory.anatomy import Block, block_of, is_target
+from hf_lora_ext.memory.plans import Plan
+from hf_lora_ext.models.families import linear_targets, shape_from_config
 
 SIZES = {"hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4}
 GROUPED = {**SIZES, "num_key_value_heads": 2}

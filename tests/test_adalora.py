@@ -16,8 +16,8 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from hf_lora_ext import AdaLoraCallback, AdapterError, ConfigError, ResumeError, preset
-from hf_lora_ext.adalora import add_regulariser_gradient_, allocate_, export_lora, layer_ranks, restore_width_
-from hf_lora_ext.orthogonality import orthogonality_gradients
+from hf_lora_ext.adapters.adalora import add_regulariser_gradient_, allocate_, export_lora, layer_ranks, restore_width_
+from hf_lora_ext.adapters.orthogonality import orthogonality_gradients
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]  # six layers
 INIT_R, TARGET_R, LAYERS = 4, 2, 6

@@ -22,9 +22,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_lora_ext.lora_layers import lora_layers
-from hf_lora_ext.rank_change import change_ranks_
-from hf_lora_ext.rank_criteria import CRITERIA, find_bases
+from hf_lora_ext.ranks.change import change_ranks_
+from hf_lora_ext.ranks.criteria import CRITERIA, find_bases
+from hf_lora_ext.ranks.lora_layers import lora_layers
 
 
 def test_rank_moves_under_the_budget_and_the_adapter_is_ordinary(tiny_model: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingA
 
 from hf_lora_ext import AdaptiveRankCallback, BudgetError, ConfigError
 from hf_lora_ext.callbacks import adaptive_rank
-from hf_lora_ext.low_rank import Basis
-from hf_lora_ext.rank_moves import Moves
+from hf_lora_ext.ranks.low_rank import Basis
+from hf_lora_ext.ranks.moves import Moves
 
 EVENTS = (11, 18)
 STEPS = {"max_steps": 30}

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_lora_ext import AdaptiveRankCallback
-from hf_lora_ext.lora_layers import lora_layers
-from hf_lora_ext.probes import Moments
-from hf_lora_ext.rank_storage import AdapterLayers
+from hf_lora_ext.ranks.lora_layers import lora_layers
+from hf_lora_ext.ranks.probes import Moments
+from hf_lora_ext.ranks.storage import AdapterLayers
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lora_ext import preset
-from hf_lora_ext.advice import LADDER, RANGES, SMALL_DATA, TASKS, advise
+from hf_lora_ext.choices.advice import LADDER, RANGES, SMALL_DATA, TASKS, advise
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.sizes import LinearLayer, ModelShape, size_band
+from hf_lora_ext.models.sizes import LinearLayer, ModelShape, size_band
 
 counts = st.none() | st.integers(1, 10**12)
 layers = st.builds(
@@ -121,9 +121,9 @@ def test_an_automatic_rank_that_cannot_be_is_refused(given, message):
 
 
 def test_a_mixture_is_advised_what_its_preset_adapts():
-    from hf_lora_ext.families import shape_from_config
     from hf_lora_ext.hardware import Hardware
-    from hf_lora_ext.presets import decide
+    from hf_lora_ext.models.families import shape_from_config
+    from hf_lora_ext.presets.preset import decide
 
     shape = shape_from_config({"model_type": "mixtral"})
     advice = advise(shape, tokens=10**9)

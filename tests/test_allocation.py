@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.allocation import Gain, allocate_moves, allocate_ranks, parameters_of
 from hf_lora_ext.errors import BudgetError
+from hf_lora_ext.ranks.allocation import Gain, allocate_moves, allocate_ranks, parameters_of
 
 WORTH = st.floats(0, 1e6, allow_nan=False)
 MODULES = st.dictionaries(

@@ -8,14 +8,14 @@ from conftest import hf_lora, run_python
 from git_hub_state import Hub
 
 from hf_lora_ext import ConfigError
-from hf_lora_ext.base_models import EMBEDDED_MODEL, find_base_model, find_shape
+from hf_lora_ext.models.base_models import EMBEDDED_MODEL, find_base_model, find_shape
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens, so the Hub is out of reach
 
 FIND = """
 import json, sys
 from hf_lora_ext import LoraExtError, preset
-from hf_lora_ext.base_models import find_base_model
+from hf_lora_ext.models.base_models import find_base_model
 try:
     p = preset(sys.argv[1])
     base = find_base_model(sys.argv[1])
@@ -145,7 +145,7 @@ def test_a_config_that_no_installed_family_knows_is_refused():
 @pytest.mark.slow
 def test_the_embedded_model_is_unpacked_once_into_ordinary_linear_layers(tmp_path: Path):
     script = (
-        "from hf_lora_ext.base_models import find_base_model as f; import sys, torch, transformers as t\n"
+        "from hf_lora_ext.models.base_models import find_base_model as f; import sys, torch, transformers as t\n"
         f"base = f({EMBEDDED_MODEL!r}); model = t.AutoModelForCausalLM.from_pretrained(base.path)\n"
         "up = model.model.layers[0].mlp.up_proj\n"
         "print(type(up) is torch.nn.Linear, model.num_parameters(), base.facts.sha256[:8])"

@@ -137,7 +137,7 @@ def test_adalora_s_facts_hold_no_rank_that_it_ignores():
     from peft import AdaLoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from hf_lora_ext.adapters import describe_adapter
+    from hf_lora_ext.adapters.peft_seam import describe_adapter
 
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AdaLoraConfig(task_type="CAUSAL_LM", init_r=6, target_r=4, total_step=10, target_modules=["q_proj"])

@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 from test_cards import EXAMPLES, FULL, filled_with
 
-from hf_lora_ext.card_metadata import PIPELINE_TAGS, card_metadata
-from hf_lora_ext.cards import render_card
-from hf_lora_ext.facts import BaseModelFacts, Facts
+from hf_lora_ext.cards.card import render_card
+from hf_lora_ext.cards.facts import BaseModelFacts, Facts
+from hf_lora_ext.cards.metadata import PIPELINE_TAGS, card_metadata
 from hf_lora_ext.strict_yaml import dump_yaml
 
 LIBRARIES = {"peft"}

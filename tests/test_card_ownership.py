@@ -8,9 +8,9 @@ from conftest import outcome
 from test_cards import FULL
 
 from hf_lora_ext import ConfigError, write_card
-from hf_lora_ext.card_ownership import BEGIN, END, is_machine_made, sealed, text_block, your_text
-from hf_lora_ext.cards import refresh_card, render_card
-from hf_lora_ext.facts import read_facts
+from hf_lora_ext.cards.card import refresh_card, render_card
+from hf_lora_ext.cards.facts import read_facts
+from hf_lora_ext.cards.ownership import BEGIN, END, is_machine_made, sealed, text_block, your_text
 
 MINE = "## My story\n\nIt *worked*.\n\n<b>Really</b>"
 

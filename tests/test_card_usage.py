@@ -12,8 +12,8 @@ from test_cards import EXAMPLES, FULL
 from test_markdown import ANYTHING
 
 from hf_lora_ext import load_recipe, render_card, run_recipe
-from hf_lora_ext.card_usage import LONGEST_PROMPT, usage_code
-from hf_lora_ext.facts import BaseModelFacts, Facts, Sample
+from hf_lora_ext.cards.facts import BaseModelFacts, Facts, Sample
+from hf_lora_ext.cards.usage import LONGEST_PROMPT, usage_code
 
 
 def as_pasted(card: str, base: Path) -> str:

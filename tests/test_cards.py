@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_markdown import ANYTHING
 
-from hf_lora_ext.card_ownership import your_text
-from hf_lora_ext.cards import render_card, write_card
+from hf_lora_ext.cards.card import render_card, write_card
+from hf_lora_ext.cards.facts import BaseModelFacts, DataFacts, Facts, Sample, StatedFacts
+from hf_lora_ext.cards.licences import LICENCE_TERMS
+from hf_lora_ext.cards.markdown import flat
+from hf_lora_ext.cards.ownership import your_text
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.facts import BaseModelFacts, DataFacts, Facts, Sample, StatedFacts
-from hf_lora_ext.licences import LICENCE_TERMS
-from hf_lora_ext.markdown import flat
 from hf_lora_ext.resources import shipped_folder
 
 FULL = Facts(

@@ -6,7 +6,7 @@ import pytest
 from conftest import write_jsonl
 
 from hf_lora_ext import ConfigError, load_recipe, run_recipe
-from hf_lora_ext.training import counts_assistant_only, marks_assistant
+from hf_lora_ext.runs.training import counts_assistant_only, marks_assistant
 
 PLAIN = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<eos>{% endfor %}"
 MARKED = (
@@ -62,7 +62,7 @@ def test_a_recipe_on_messages_counts_the_answers_where_it_can_and_says_what_it_c
 ):
     import shutil
 
-    from hf_lora_ext import training
+    from hf_lora_ext.runs import training
 
     folder = tmp_path / "chat-model"
     shutil.copytree(tiny_model, folder)

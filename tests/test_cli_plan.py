@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import outcome
 
-from hf_lora_ext.methods import METHODS
+from hf_lora_ext.choices.methods import METHODS
 
 GIB = 2**30
 

@@ -9,7 +9,7 @@ from conftest import hf_lora, outcome, run_python
 
 from hf_lora_ext import preset
 from hf_lora_ext.cli.options import as_options
-from hf_lora_ext.recipe import load_recipe
+from hf_lora_ext.runs.recipe import load_recipe
 
 QWEN = "Qwen/Qwen3-8B"
 

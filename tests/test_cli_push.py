@@ -8,7 +8,7 @@ from conftest import outcome
 from git_hub_state import Hub
 from push_runs import COMMITS, REPO, pushing_to, saved_adapter
 
-from hf_lora_ext.release import WEIGHTS
+from hf_lora_ext.push.release import WEIGHTS
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext.data import _split, describe_dataset, fingerprint, load_examples
+from hf_lora_ext.data.examples import _split, describe_dataset, fingerprint, load_examples
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.recipe import DataChoice
+from hf_lora_ext.runs.recipe import DataChoice
 
 PAIRS = [{"prompt": f"Question {i}?", "completion": f"Answer {i}.", "topic": f"t{i % 7}"} for i in range(60)]
 TEXTS = [{"text": f"Text number {i}."} for i in range(60)]

@@ -12,11 +12,11 @@ import pytest
 from conftest import PAIRS, write_jsonl
 
 from hf_lora_ext import ConfigError, preset, run_recipe
-from hf_lora_ext.arguments import callback_arguments
-from hf_lora_ext.emission import python_script, recipe_yaml
-from hf_lora_ext.methods import INITS, METHODS
-from hf_lora_ext.recipe import load_recipe, parse_recipe
-from hf_lora_ext.runner import _preset_for
+from hf_lora_ext.choices.methods import INITS, METHODS
+from hf_lora_ext.presets.arguments import callback_arguments
+from hf_lora_ext.runs.emission import python_script, recipe_yaml
+from hf_lora_ext.runs.recipe import load_recipe, parse_recipe
+from hf_lora_ext.runs.runner import _preset_for
 from hf_lora_ext.strict_yaml import read_yaml
 
 INITIALISATIONS = [name for name, facts in INITS.items() if not facts.refusal]
@@ -149,7 +149,7 @@ def test_a_recipe_gives_the_same_preset(name, tiny_model: Path, tmp_path: Path):
 
 
 def base_of(folder: Path):
-    from hf_lora_ext.base_models import find_base_model
+    from hf_lora_ext.models.base_models import find_base_model
 
     return find_base_model(str(folder))
 

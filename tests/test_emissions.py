@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lora_ext.emissions import EMISSIONS_FILE, measured_emissions
+from hf_lora_ext.cards.emissions import EMISSIONS_FILE, measured_emissions
 
 STARTED = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 COLUMNS = "timestamp,project_name,duration,emissions,energy_consumed,country_name,longitude,latitude"

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.facts import (
+from hf_lora_ext.cards.facts import (
     BaseModelFacts,
     DataFacts,
     Facts,
@@ -17,6 +16,7 @@ from hf_lora_ext.facts import (
     redact,
     write_text_atomically,
 )
+from hf_lora_ext.errors import ConfigError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=15)
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)

@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.families import FAMILIES, expert_targets, linear_targets, shape_from_config
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.models.families import FAMILIES, expert_targets, linear_targets, shape_from_config
+from hf_lora_ext.models.sizes import ModelShape
 
 COMMON = {
     "vocab_size": 131, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "pad_token_id": 0,

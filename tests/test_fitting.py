@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext.families import shape_from_config
-from hf_lora_ext.fitting import find_fit, least_needed, may_fit, relative_speed
+from hf_lora_ext.choices.run import RunWishes
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.memory import estimate_memory
-from hf_lora_ext.plan_choices import PlanRequest
-from hf_lora_ext.plans import Plan
-from hf_lora_ext.popular_models import popular_config
-from hf_lora_ext.run_choices import RunWishes
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.memory.fitting import find_fit, least_needed, may_fit, relative_speed
+from hf_lora_ext.memory.peaks import estimate_memory
+from hf_lora_ext.memory.plans import Plan
+from hf_lora_ext.memory.preset_plans import PlanRequest
+from hf_lora_ext.models.families import shape_from_config
+from hf_lora_ext.models.popular_models import popular_config
+from hf_lora_ext.models.sizes import ModelShape
 
 GIB = 2**30
 LLAMA_7B = shape_from_config(popular_config("meta-llama/Llama-2-7b-hf"))

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.growth import candidate_rows, expected_gains, new_rows
-from hf_lora_ext.lora_layers import lora_layers
-from hf_lora_ext.rank_events import plan_moves
-from hf_lora_ext.sketches import Sketch, Sketches, Tap
+from hf_lora_ext.ranks.events import plan_moves
+from hf_lora_ext.ranks.growth import candidate_rows, expected_gains, new_rows
+from hf_lora_ext.ranks.lora_layers import lora_layers
+from hf_lora_ext.ranks.sketches import Sketch, Sketches, Tap
 
 
 def test_candidates_lie_outside_the_rows_of_a_and_the_strongest_comes_first():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.presets import decide
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.models.sizes import ModelShape
+from hf_lora_ext.presets.preset import decide
 
 LAPTOP = Hardware(kind="cpu", host_memory_gib=16)
 SEVEN_BILLION = ModelShape(parameters=7 * 10**9, source="test")

@@ -7,7 +7,7 @@ import pytest
 from small_runs import EIGHT, logits, losses, reloaded, trainer_for
 
 from hf_lora_ext import ConfigError, preset
-from hf_lora_ext.methods import INITS
+from hf_lora_ext.choices.methods import INITS
 
 PAIRED = [(name, "qlora" if name == "loftq" else "lora") for name, init in INITS.items() if not init.refusal]
 PAIRED += [("loftq", "qlora8"), ("eva", "qlora"), ("eva", "rslora"), ("eva", "dora"), ("eva", "qdora")]
@@ -159,7 +159,7 @@ def test_eva_needs_a_rank_within_the_layers_and_tokens_enough(wide_model: Path, 
 def test_loftq_needs_the_unquantised_weights(wide_model: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
-    from hf_lora_ext.stored_weights import StoredWeights
+    from hf_lora_ext.models.stored_weights import StoredWeights
 
     with pytest.raises(ConfigError, match="make the preset for a model's folder or Hub id"):
         preset("7B", init="loftq", method="qlora").callbacks()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.landing import (
+from hf_lora_ext.hub.landing import (
     LONGEST_WAIT_SECONDS,
     TRIES,
     RemoteFile,

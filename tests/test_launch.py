@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lora_ext import preset
+from hf_lora_ext.choices.run import SHARDINGS
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.launch import accelerate_config
-from hf_lora_ext.presets import decide
-from hf_lora_ext.run_choices import SHARDINGS
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.models.sizes import ModelShape
+from hf_lora_ext.presets.launch import accelerate_config
+from hf_lora_ext.presets.preset import decide
 from hf_lora_ext.strict_yaml import read_yaml
 
 CASES = {

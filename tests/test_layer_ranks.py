@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.layer_ranks import module_and_layer, ranks_by_module
+from hf_lora_ext.cards.layer_ranks import module_and_layer, ranks_by_module
 
 names = st.builds("model.layers.{}.{}".format, st.integers(0, 12), st.sampled_from(["attn.q", "attn.k", "mlp.up"]))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planted_secrets import PATHS, SECRETS
 
-from hf_lora_ext.leaks import PrivateNames, find_private_names, find_secrets, redacted_json
+from hf_lora_ext.push.leaks import PrivateNames, find_private_names, find_secrets, redacted_json
 
 OWN = "correct-horse-battery"
 PRIVATE = PrivateNames(

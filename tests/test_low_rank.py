@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext.low_rank import find_basis, gram_of_columns, gram_of_rows
+from hf_lora_ext.ranks.low_rank import find_basis, gram_of_columns, gram_of_rows
 
 SEEDS = st.integers(0, 10_000)
 

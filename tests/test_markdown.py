@@ -7,7 +7,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_lora_ext.markdown import cell, code, code_cell, fence, flat, hub_link, inline, number, paragraphs, prose, text
+from hf_lora_ext.cards.markdown import (
+    cell,
+    code,
+    code_cell,
+    fence,
+    flat,
+    hub_link,
+    inline,
+    number,
+    paragraphs,
+    prose,
+    text,
+)
 
 PAGE = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 # Pieces that mean something in Markdown, HTML, on the Hub or to YAML, in every order.

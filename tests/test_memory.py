@@ -8,14 +8,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hf_lora_ext import memory
-from hf_lora_ext.anatomy import block_of
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.families import shape_from_config
-from hf_lora_ext.memory import COMPONENTS, MARGIN, estimate_memory
-from hf_lora_ext.plans import Plan
-from hf_lora_ext.popular_models import POPULAR_MODELS, popular_config
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.memory import peaks as memory
+from hf_lora_ext.memory.anatomy import block_of
+from hf_lora_ext.memory.peaks import COMPONENTS, MARGIN, estimate_memory
+from hf_lora_ext.memory.plans import Plan
+from hf_lora_ext.models.families import shape_from_config
+from hf_lora_ext.models.popular_models import POPULAR_MODELS, popular_config
+from hf_lora_ext.models.sizes import ModelShape
 
 GIB = 2**30
 PLANS = st.builds(
@@ -259,7 +259,7 @@ def test_every_popular_config_has_a_shape_whose_block_is_whole():
 
 
 def test_the_method_cards_example_and_constants_are_true(capsys: pytest.CaptureFixture[str]):
-    card = Path(memory.__file__).with_suffix(".md").read_text(encoding="utf8")
+    card = Path(memory.__file__).with_name("memory.md").read_text(encoding="utf8")
     exec(compile(re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1], "memory.md", "exec"), {})
     assert capsys.readouterr().out.startswith(("loss", "block", "step"))
     for name, value, unit in re.findall(r"\| `([A-Z_]+)` \| ([\d.]+)( GiB)? \|", card):

@@ -8,13 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import logits, losses, reloaded, trainer_for
 
-from hf_lora_ext.choices import starting_rank
+from hf_lora_ext.choices.adapter import starting_rank
+from hf_lora_ext.choices.methods import (
+    CONFLICTS,
+    INITS,
+    METHOD_FACTS,
+    METHODS,
+    check_features,
+    check_method,
+    config_features,
+)
+from hf_lora_ext.choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, check_run, run_features
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.methods import CONFLICTS, INITS, METHOD_FACTS, METHODS, check_features, check_method, config_features
-from hf_lora_ext.presets import decide, preset
-from hf_lora_ext.run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, check_run, run_features
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.models.sizes import ModelShape
+from hf_lora_ext.presets.preset import decide, preset
 
 TRAINABLE_INITS = [name for name, init in INITS.items() if not init.refusal]
 CARD = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True, name="A10G")
@@ -225,7 +233,7 @@ def test_the_reentrant_flag_follows_the_sharding():
 
 
 def test_paged_8_bit_moments_only_where_they_save_a_gibibyte():
-    from hf_lora_ext.sizes import LinearLayer
+    from hf_lora_ext.models.sizes import LinearLayer
 
     def wide(billions):
         layer = LinearLayer(name="q_proj", in_features=8192, out_features=8192, count=560)

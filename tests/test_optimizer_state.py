@@ -8,7 +8,7 @@ from torch import nn
 from transformers.optimization import Adafactor
 
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.optimizer_state import (
+from hf_lora_ext.ranks.optimizer_state import (
     AlongAxis,
     carried,
     carry_in_place_,

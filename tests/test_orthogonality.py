@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext.orthogonality import orthogonality_gradients, orthogonality_loss
+from hf_lora_ext.adapters.orthogonality import orthogonality_gradients, orthogonality_loss
 
 SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=4)
 

@@ -8,11 +8,11 @@ from test_families import SMALL, real_config
 from test_targets import MIXTURES
 
 from hf_lora_ext import ConfigError, preset
-from hf_lora_ext.attention import EAGER_ONLY, KEPT_APART, SEEN_TO_LEAK
-from hf_lora_ext.families import FAMILIES, shape_from_config
+from hf_lora_ext.choices.run import RunWishes
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.presets import decide
-from hf_lora_ext.run_choices import RunWishes
+from hf_lora_ext.models.attention import EAGER_ONLY, KEPT_APART, SEEN_TO_LEAK
+from hf_lora_ext.models.families import FAMILIES, shape_from_config
+from hf_lora_ext.presets.preset import decide
 
 CPU = Hardware(kind="cpu")
 DECODERS = sorted(name for name in FAMILIES if name not in {"bert", "roberta", "deberta-v2", "t5"})

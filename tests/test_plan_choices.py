@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lora_ext import ConfigError, DoesNotFit, preset
-from hf_lora_ext.choices import LoraWishes
+from hf_lora_ext.choices.adapter import LoraWishes
+from hf_lora_ext.choices.methods import METHOD_FACTS, METHODS
+from hf_lora_ext.choices.run import RunWishes
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.memory import estimate_memory
-from hf_lora_ext.methods import METHOD_FACTS, METHODS
-from hf_lora_ext.plan_choices import PlanRequest
-from hf_lora_ext.run_choices import RunWishes
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.memory.peaks import estimate_memory
+from hf_lora_ext.memory.preset_plans import PlanRequest
+from hf_lora_ext.models.sizes import ModelShape
 
 GIB = 2**30
 LLAMA_2 = "meta-llama/Llama-2-7b-hf"

@@ -13,9 +13,9 @@ from planted_secrets import SECRETS
 from push_runs import REPO, lora_model, push, pushing_to
 
 from hf_lora_ext import ConfigError, Facts, PushError, push_adapter
+from hf_lora_ext.cards.facts import BaseModelFacts
 from hf_lora_ext.errors import UnfitError
-from hf_lora_ext.facts import BaseModelFacts
-from hf_lora_ext.release import CARD, CONFIG
+from hf_lora_ext.push.release import CARD, CONFIG
 
 LOGIN, COMMIT = "annabelle-w", "0123456789" * 4
 

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext import choices, presets
-from hf_lora_ext.choices import METHODS, LoraWishes, check_wishes
+from hf_lora_ext.choices import adapter as choices
+from hf_lora_ext.choices.adapter import METHODS, LoraWishes, check_wishes
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.explanation import _shown
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.presets import Preset, decide
-from hf_lora_ext.sizes import ModelShape, size_band
+from hf_lora_ext.models.sizes import ModelShape, size_band
+from hf_lora_ext.presets import preset as presets
+from hf_lora_ext.presets.explanation import _shown
+from hf_lora_ext.presets.preset import Preset, decide
 
 CPU = Hardware(kind="cpu")
 NEW_CARD = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True, name="A10G")
@@ -177,7 +178,7 @@ def test_bad_wishes_are_refused_before_the_model_is_looked_up():
 
 
 def test_a_mixture_of_experts_keeps_its_routers_out_of_the_adapter():
-    from hf_lora_ext.families import shape_from_config
+    from hf_lora_ext.models.families import shape_from_config
 
     mixture = decide(shape_from_config({"model_type": "mixtral"}), Hardware(kind="cpu"))
     assert "q_proj" in mixture.targets

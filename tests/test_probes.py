@@ -4,8 +4,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from hf_lora_ext.lora_layers import lora_layers
-from hf_lora_ext.probes import Moments, Probe
+from hf_lora_ext.ranks.lora_layers import lora_layers
+from hf_lora_ext.ranks.probes import Moments, Probe
 
 
 def adapted() -> tuple[nn.Module, dict]:

@@ -13,7 +13,7 @@ from push_runs import COMMITS, REPO, lora_model, push, pushing_to, saved_adapter
 from safetensors.torch import load_file
 
 from hf_lora_ext import AdapterError, ConfigError, Facts, PushError, push_adapter
-from hf_lora_ext.release import CARD, CONFIG, WEIGHTS
+from hf_lora_ext.push.release import CARD, CONFIG, WEIGHTS
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 
 from hf_lora_ext import AdaLoraCallback, ConfigError, FactsCallback, PushAdapterCallback, PushError
 from hf_lora_ext.callbacks import PlainAdapterCallback
-from hf_lora_ext.push_queue import AGAIN
-from hf_lora_ext.release import CARD, CONFIG, WEIGHTS
+from hf_lora_ext.push.queue import AGAIN
+from hf_lora_ext.push.release import CARD, CONFIG, WEIGHTS
 
 LICENCE = "mit"
 SLOW_SECONDS = 3.0

@@ -11,7 +11,7 @@ from git_hub_access import WRITE_TOKEN
 from git_hub_state import Hub
 from push_runs import COMMITS, REPO, push, pushing_to
 
-from hf_lora_ext.release import WEIGHTS
+from hf_lora_ext.push.release import WEIGHTS
 
 PUSH = """
 import os, signal, sys

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from test_release import chunk, picture
 
 from hf_lora_ext import ConfigError, Facts, PushError
-from hf_lora_ext.facts import DataFacts
-from hf_lora_ext.release import CONFIG, WEIGHTS
+from hf_lora_ext.cards.facts import DataFacts
+from hf_lora_ext.push.release import CONFIG, WEIGHTS
 
 LOGIN, HOST, DIARY, OWN = "annabelle-w", "workstation-seventeen", "ann/private-diary", "correct-horse-battery"
 TOKEN = SECRETS["hugging face"]

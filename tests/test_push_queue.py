@@ -4,8 +4,8 @@ import threading
 from pathlib import Path
 
 from hf_lora_ext import PushError, PushResult
-from hf_lora_ext.gathering import Aside
-from hf_lora_ext.push_queue import AGAIN, Parcel, PushQueue, remove_unfinished
+from hf_lora_ext.push.gathering import Aside
+from hf_lora_ext.push.queue import AGAIN, Parcel, PushQueue, remove_unfinished
 
 
 def parcel(folder: Path, number: int) -> Parcel:

@@ -11,8 +11,8 @@ from git_hub_access import WRITE_TOKEN
 from git_hub_state import Hub
 from push_runs import REPO, push, pushing_to
 
-from hf_lora_ext.release import CARD, CONFIG
-from hf_lora_ext.release_card import card_metadata_of
+from hf_lora_ext.push.release import CARD, CONFIG
+from hf_lora_ext.push.release_card import card_metadata_of
 
 READ = """
 import { listFiles, downloadFile } from "@huggingface/hub";

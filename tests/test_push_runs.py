@@ -15,8 +15,8 @@ from git_hub_state import Hub
 from push_runs import REPO, pushing_to
 
 from hf_lora_ext import ConfigError, PushError, Recipe, load_recipe, run_recipe
-from hf_lora_ext.recipe import PushChoice
-from hf_lora_ext.release import WEIGHTS
+from hf_lora_ext.push.release import WEIGHTS
+from hf_lora_ext.runs.recipe import PushChoice
 
 SCRIPT = Path(__file__).parent / "pushing_run.py"
 PUSH = PushChoice(repo=REPO, tag="v1", license="mit")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lora_ext import ConfigError
-from hf_lora_ext.push_schedule import PushSchedule, schedule_of_strategy
+from hf_lora_ext.push.schedule import PushSchedule, schedule_of_strategy
 
 
 @given(every=st.integers(1, 20), saves=st.integers(0, 200))

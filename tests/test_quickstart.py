@@ -12,7 +12,7 @@ import pytest
 from conftest import hf_lora
 
 from hf_lora_ext.resources import shipped_folder
-from hf_lora_ext.run_folder import last_whole_checkpoint
+from hf_lora_ext.runs.run_folder import last_whole_checkpoint
 
 RECIPE = shipped_folder("recipes") / "quickstart.yaml"
 SHORT = ("training.max_steps=4", "training.save_steps=2", "training.eval_steps=4", "data.eval_examples=8", "samples=1")

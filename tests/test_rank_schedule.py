@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lora_ext import ConfigError
-from hf_lora_ext.rank_schedule import check_ranks, plan_schedule
+from hf_lora_ext.adapters.adalora_schedule import check_ranks, plan_schedule
 
 
 @given(st.integers(1, 10_000), st.floats(0, 0.99), st.floats(0, 0.99))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_lora_ext.choices import METHODS
+from hf_lora_ext.choices.adapter import METHODS
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.recipe import (
+from hf_lora_ext.runs.recipe import (
     _DATA_RULES,
     _PUSH_RULES,
     _RECIPE_RULES,

@@ -8,7 +8,7 @@ import pytest
 from conftest import PAIRS, write_jsonl
 
 from hf_lora_ext import load_recipe, render_card, run_recipe
-from hf_lora_ext.facts import read_facts
+from hf_lora_ext.cards.facts import read_facts
 from hf_lora_ext.resources import shipped_folder
 
 RECIPES = sorted(shipped_folder("recipes").rglob("*.yaml"))

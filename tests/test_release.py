@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.release import outdated, sort_out, without_remarks
+from hf_lora_ext.push.release import outdated, sort_out, without_remarks
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -3,9 +3,9 @@
 import pytest
 
 from hf_lora_ext import ConfigError, Facts, render_card
-from hf_lora_ext.card_ownership import is_machine_made
-from hf_lora_ext.facts import BaseModelFacts
-from hf_lora_ext.release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
+from hf_lora_ext.cards.facts import BaseModelFacts
+from hf_lora_ext.cards.ownership import is_machine_made
+from hf_lora_ext.push.release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
 
 BASE = BaseModelFacts(name="me/base", on_hub=True, license="mit")
 KNOWN = Facts(base_model=BASE, adapter={"kind": "LORA", "rank": 2})

@@ -3,8 +3,8 @@
 import pytest
 
 from hf_lora_ext import ConfigError
-from hf_lora_ext.licences import LICENCE_TERMS
-from hf_lora_ext.release_terms import HUB_LICENCES, Terms, find_missing, licence_of_text, notice_for
+from hf_lora_ext.cards.licences import LICENCE_TERMS
+from hf_lora_ext.push.release_terms import HUB_LICENCES, Terms, find_missing, licence_of_text, notice_for
 
 
 @pytest.mark.parametrize("license", ["apache-2.0", "mit", "cc-by-4.0", "bigcode-openrail-m"])

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from test_fitting import LLAMA_7B, LLAMA_70B, cards, hosts, requests
 
 from hf_lora_ext import preset
-from hf_lora_ext.choices import LoraWishes
+from hf_lora_ext.choices.adapter import LoraWishes
+from hf_lora_ext.choices.run import RunWishes
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.families import shape_from_config
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.plan_choices import PlanRequest
-from hf_lora_ext.popular_models import popular_config
-from hf_lora_ext.remedies import DoesNotFit, nearest_remedies, plan_run
-from hf_lora_ext.run_choices import RunWishes
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.memory.preset_plans import PlanRequest
+from hf_lora_ext.memory.remedies import DoesNotFit, nearest_remedies, plan_run
+from hf_lora_ext.models.families import shape_from_config
+from hf_lora_ext.models.popular_models import popular_config
+from hf_lora_ext.models.sizes import ModelShape
 
 GIB = 2**30
 shardings = st.sampled_from([None, None, "ddp", "fsdp", "zero3", "none"])

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from filelock import FileLock
 
+from hf_lora_ext.cards.facts import Facts
 from hf_lora_ext.errors import ConfigError, ResumeError
-from hf_lora_ext.facts import Facts
-from hf_lora_ext.recipe import DataChoice, Recipe, load_recipe
-from hf_lora_ext.run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from hf_lora_ext.runs.recipe import DataChoice, Recipe, load_recipe
+from hf_lora_ext.runs.run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from conftest import PAIRS, hf_lora, write_jsonl
 
 from hf_lora_ext import ConfigError, Recipe, ResumeError, load_recipe, render_card, run_recipe
-from hf_lora_ext.facts import read_facts
+from hf_lora_ext.cards.facts import read_facts
 
 
 class Stopped(Exception):

@@ -9,9 +9,9 @@ from git_hub_state import Hub
 from test_families import SMALL, real_config, real_model
 
 from hf_lora_ext import ConfigError
-from hf_lora_ext.base_models import find_shape
-from hf_lora_ext.families import expert_targets, linear_targets, shape_from_config
-from hf_lora_ext.shape_sources import (
+from hf_lora_ext.models.base_models import find_shape
+from hf_lora_ext.models.families import expert_targets, linear_targets, shape_from_config
+from hf_lora_ext.models.shape_sources import (
     shape_from_dimensions,
     shape_from_index,
     shape_from_tensors,
@@ -27,7 +27,7 @@ PACKED = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
 FIND = """
 import json, sys
 from hf_lora_ext import LoraExtError
-from hf_lora_ext.base_models import find_shape
+from hf_lora_ext.models.base_models import find_shape
 for name in sys.argv[1:]:
     try:
         shape, _ = find_shape(name)

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hf_lora_ext.errors import ConfigError
-from hf_lora_ext.sizes import (
+from hf_lora_ext.models.sizes import (
     SIZE_BANDS,
     parameters_from_key,
     parameters_from_name,

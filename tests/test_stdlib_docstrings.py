@@ -5,7 +5,7 @@ import sysconfig
 
 import pytest
 
-from hf_lora_ext.stdlib_docstrings import docstring_examples, examples_in_source
+from hf_lora_ext.data.stdlib_docstrings import docstring_examples, examples_in_source
 
 SOURCE = '''
 def one(a):

@@ -12,9 +12,9 @@ from push_runs import saved_adapter
 from safetensors.torch import load_file, save_file
 
 from hf_lora_ext import AdapterError
-from hf_lora_ext import stored_adapter as module
-from hf_lora_ext.release import CONFIG, WEIGHTS
-from hf_lora_ext.stored_adapter import check_against_config, read_stored_adapter
+from hf_lora_ext.adapters import stored_adapter as module
+from hf_lora_ext.adapters.stored_adapter import check_against_config, read_stored_adapter
+from hf_lora_ext.push.release import CONFIG, WEIGHTS
 
 
 @pytest.fixture

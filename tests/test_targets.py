@@ -7,13 +7,13 @@ import pytest
 from small_runs import EIGHT, logits, losses, reloaded, trainer_for
 
 from hf_lora_ext import ConfigError, preset
-from hf_lora_ext.families import shape_from_config
+from hf_lora_ext.choices.methods import INITS
+from hf_lora_ext.choices.wishes import LoraWishes
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.methods import INITS
-from hf_lora_ext.presets import decide
-from hf_lora_ext.sizes import ModelShape
-from hf_lora_ext.targets import adapter_parameters, token_layers
-from hf_lora_ext.wishes import LoraWishes
+from hf_lora_ext.models.families import shape_from_config
+from hf_lora_ext.models.sizes import ModelShape
+from hf_lora_ext.models.targets import adapter_parameters, token_layers
+from hf_lora_ext.presets.preset import decide
 
 CPU = Hardware(kind="cpu")
 SMALL = {

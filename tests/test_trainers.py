@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from hf_lora_ext import ConfigError, LoraSFTTrainer, PushAdapterCallback, PushError, PushMixin, PushResult
-from hf_lora_ext.release import CARD, CONFIG, WEIGHTS
+from hf_lora_ext.push.release import CARD, CONFIG, WEIGHTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
 TOKEN = "hf_write_token_of_me"

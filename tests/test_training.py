@@ -8,9 +8,9 @@ from conftest import PAIRS, run_python
 
 from hf_lora_ext import ConfigError, preset
 from hf_lora_ext.hardware import Hardware
-from hf_lora_ext.presets import decide
-from hf_lora_ext.sizes import ModelShape
-from hf_lora_ext.training import fitted_to_this_machine
+from hf_lora_ext.models.sizes import ModelShape
+from hf_lora_ext.presets.preset import decide
+from hf_lora_ext.runs.training import fitted_to_this_machine
 
 SEVEN_BILLION = ModelShape(parameters=7 * 10**9, source="test")
 

@@ -11,9 +11,9 @@ from push_runs import REPO, lora_model, push, pushing_to, saved_adapter
 from safetensors.torch import load_file, save_file
 
 from hf_lora_ext import AdapterError, PushError, verify_push
-from hf_lora_ext.adapters import adapter_tensors
-from hf_lora_ext.release import CONFIG, WEIGHTS
-from hf_lora_ext.verification import _places
+from hf_lora_ext.adapters.peft_seam import adapter_tensors
+from hf_lora_ext.push.release import CONFIG, WEIGHTS
+from hf_lora_ext.push.verification import _places
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_lora_ext import AdaptiveRankCallback
-from hf_lora_ext.probes import Moments
+from hf_lora_ext.ranks.probes import Moments
 
 
 class Recording(AdaptiveRankCallback):

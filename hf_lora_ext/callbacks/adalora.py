@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from .. import adalora
+from ..adapters import adalora
+from ..adapters.adalora_schedule import RankSchedule, check_ranks, plan_schedule
+from ..cards.facts import write_text_atomically
 from ..errors import ConfigError, ResumeError
-from ..facts import write_text_atomically
-from ..rank_schedule import RankSchedule, check_ranks, plan_schedule
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters import load_in_own_precision_
+from ..adapters.peft_seam import load_in_own_precision_
 
 __all__ = ["AdapterPrecisionCallback"]
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import torch
 from transformers import TrainerCallback
 
-from ..allocation import allocate_ranks
-from ..choices import WIDE_START
+from ..cards.facts import write_text_atomically
+from ..choices.adapter import WIDE_START
 from ..errors import ConfigError, ResumeError, nearest
-from ..facts import write_text_atomically
-from ..lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
-from ..low_rank import Basis
 from ..plots import plot_ranks
-from ..probes import Moments, Probe, Witness, from_main, pool_on_main_
-from ..rank_change import change_ranks_, mask_ranks_
-from ..rank_criteria import CRITERIA, Criterion, find_bases
-from ..rank_events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves
-from ..rank_moves import apply_moves_, decide_moves, groups_of, rows_to_judge
-from ..rank_storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
-from ..sketches import Sketches, Tap
+from ..ranks.allocation import allocate_ranks
+from ..ranks.change import change_ranks_, mask_ranks_
+from ..ranks.criteria import CRITERIA, Criterion, find_bases
+from ..ranks.events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves
+from ..ranks.lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
+from ..ranks.low_rank import Basis
+from ..ranks.moves import apply_moves_, decide_moves, groups_of, rows_to_judge
+from ..ranks.probes import Moments, Probe, Witness, from_main, pool_on_main_
+from ..ranks.sketches import Sketches, Tap
+from ..ranks.storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
 from .trainer_fit import come_before_trackers_, put_precision_back_, refuse
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from transformers import TrainerCallback
 
-from ..adapters import describe_adapter, describe_quantization
-from ..data import describe_dataset
-from ..emissions import measured_emissions
+from ..adapters.peft_seam import describe_adapter, describe_quantization
+from ..cards.emissions import measured_emissions
+from ..cards.facts import BaseModelFacts, DataFacts, Facts, redact, write_text_atomically
+from ..data.examples import describe_dataset
 from ..errors import ResumeError
-from ..facts import BaseModelFacts, DataFacts, Facts, redact, write_text_atomically
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 from ..plots import plot_loss
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters import show_head_bias_
+from ..adapters.peft_seam import show_head_bias_
 
 __all__ = ["NewTokensCallback"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters import save_adapter, save_initial_adapter
+from ..adapters.peft_seam import save_adapter, save_initial_adapter
 
 __all__ = ["PlainAdapterCallback"]
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from transformers import TrainerCallback
 
+from ..cards.facts import write_text_atomically
 from ..errors import ConfigError, LoraExtError
-from ..facts import write_text_atomically
-from ..gathering import Aside, lay_aside_checkpoint, lay_aside_model
 from ..hub import without_bars
 from ..hub.failures import HubAway
-from ..push import push_adapter
-from ..push_plan import MAIN, PushPlan, PushRequest, PushResult
-from ..push_queue import Outcome, Parcel, PushQueue, remove_unfinished
-from ..push_schedule import PushSchedule
-from ..rank_storage import over_budget
-from ..release import CONFIG, WEIGHTS
+from ..push.gathering import Aside, lay_aside_checkpoint, lay_aside_model
+from ..push.plan import MAIN, PushPlan, PushRequest, PushResult
+from ..push.push import push_adapter
+from ..push.queue import Outcome, Parcel, PushQueue, remove_unfinished
+from ..push.release import CONFIG, WEIGHTS
+from ..push.schedule import PushSchedule
+from ..ranks.storage import over_budget
 from .trainer_fit import come_last_
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any, Final
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..adapters.starts import is_untrained, start_eva_, start_loftq_
 from ..errors import ConfigError
-from ..starts import is_untrained, start_eva_, start_loftq_
-from ..stored_weights import StoredWeights
+from ..models.stored_weights import StoredWeights
 
 __all__ = ["EvaCallback", "LoftqCallback"]
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from ..errors import ConfigError
-from ..optimizer_state import check_optimizer, load_precision_
+from ..ranks.optimizer_state import check_optimizer, load_precision_
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

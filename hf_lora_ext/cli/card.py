@@ -40,7 +40,7 @@ def command(
 
     Language, intended use and limitations are kept in facts.json, so they need to be said once.
     """
-    from ..cards import refresh_card
+    from ..cards.card import refresh_card
 
     written = refresh_card(
         folder, template=template, language=languages, intended_use=intended_use, limitations=limitations

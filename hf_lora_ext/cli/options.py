@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import click
 
-from ..advice import TASKS
+from ..choices.advice import TASKS
+from ..choices.methods import INITS
+from ..choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS
 from ..errors import ConfigError
-from ..methods import INITS
-from ..run_choices import ATTENTIONS, OPTIMIZERS, SHARDINGS
 
 __all__ = ["as_options", "preset_arguments", "spoken_as_options", "wish_options"]
 

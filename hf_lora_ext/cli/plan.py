@@ -10,17 +10,17 @@ from typing import Any, Final
 
 import click
 
-from ..choices import short_count
+from ..choices.adapter import short_count
+from ..choices.methods import METHODS
+from ..choices.run import RunWishes
 from ..errors import ConfigError, nearest
-from ..fitting import Fit
 from ..hardware import Hardware, declared_hardware
-from ..memory import COMPONENTS
-from ..methods import METHODS
-from ..plan_choices import FULL, PlanRequest
-from ..presets import Preset, preset
-from ..remedies import DoesNotFit, plan_run
-from ..run_choices import RunWishes
-from ..sizes import ModelShape
+from ..memory.fitting import Fit
+from ..memory.peaks import COMPONENTS
+from ..memory.preset_plans import FULL, PlanRequest
+from ..memory.remedies import DoesNotFit, plan_run
+from ..models.sizes import ModelShape
+from ..presets.preset import Preset, preset
 from .options import preset_arguments, spoken_as_options, wish_options
 
 __all__ = ["command"]
@@ -116,8 +116,8 @@ _NO_GPU: Final = "no GPU of known memory is found here; name the one to plan for
 
 
 def _full(model: str, given: dict[str, Any]) -> _Planned:
-    from ..base_models import find_shape
     from ..machine import find_hardware
+    from ..models.base_models import find_shape
 
     hardware = declared_hardware(
         find_hardware(),

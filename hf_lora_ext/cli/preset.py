@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import click
 
-from ..methods import METHODS
-from ..presets import Preset, preset
+from ..choices.methods import METHODS
+from ..presets.preset import Preset, preset
 from .options import preset_arguments, spoken_as_options, wish_options
 
 __all__ = ["command"]
@@ -48,7 +48,7 @@ def command(model: str, as_json: bool, emit: str | None, data: str, output_dir: 
 
 
 def _emitted(decided: Preset, form: str, data: str, output_dir: str | None) -> str:
-    from ..emission import python_script, recipe_yaml
+    from ..runs.emission import python_script, recipe_yaml
 
     name = PurePath(decided.model_id or "run").name or "run"
     folder = output_dir or f"out/{name}"

@@ -11,7 +11,7 @@ import click
 from ..errors import PushError
 
 if TYPE_CHECKING:
-    from ..push_plan import PushPlan, PushResult
+    from ..push.plan import PushPlan, PushResult
 
 __all__ = ["command"]
 
@@ -47,7 +47,7 @@ refused.
 def command(folder: str, repo: str, no_verify: bool, yes: bool, as_json: bool, **given: Any) -> None:
     """Publish an adapter on the Hub, checked before and verified after."""
     from ..hub import show_no_progress
-    from ..push import push_adapter
+    from ..push.push import push_adapter
 
     if not sys.stderr.isatty():
         show_no_progress()

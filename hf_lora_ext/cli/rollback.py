@@ -37,7 +37,7 @@ def command(
 
     TAG is a tag or a commit.
     """
-    from ..rollbacks import rollback
+    from ..push.rollbacks import rollback
 
     if not (yes or as_json or dry_run) and sys.stdin.isatty():
         planned = rollback(repo, version, revision=revision, dry_run=True)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import LoraExtError, PushError
-from ..recipe import Recipe, load_recipe
+from ..runs.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from ..runner import RunResult
+    from ..runs.runner import RunResult
 
 __all__ = ["command"]
 
@@ -55,7 +55,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
     with _full_disk_explained(chosen):
-        from ..runner import run_recipe
+        from ..runs.runner import run_recipe
 
         _quieten_libraries()
         result = run_recipe(chosen, say)

@@ -27,7 +27,7 @@ it is not there, a byte differs, or it is no whole adapter.
 def command(repo: str, revision: str | None, folder: str | None, as_json: bool) -> None:
     """Check that an adapter on the Hub is whole and loads."""
     from ..hub import show_no_progress
-    from ..verification import verify_push
+    from ..push.verification import verify_push
 
     show_no_progress()
     checked = verify_push(repo, revision, folder)

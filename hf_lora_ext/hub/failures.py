@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from ..errors import PushError
-from ..landing import TRIES, wait_seconds
+from .landing import TRIES, wait_seconds
 
 __all__ = ["Failure", "HubAway", "failure_of", "is_network_failure", "patiently"]
 

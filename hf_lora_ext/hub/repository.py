@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PushError
-from ..landing import Landing, RemoteFile, differing, first_after, judge, wait_seconds
 from .failures import Failure, Result, failure_of, patiently
+from .landing import Landing, RemoteFile, differing, first_after, judge, wait_seconds
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -30,8 +30,8 @@ from transformers import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
 from hf_lora_ext import AdaLoraCallback
-from hf_lora_ext.adalora import layer_ranks
-from hf_lora_ext.orthogonality import orthogonality_gradients
+from hf_lora_ext.adapters.adalora import layer_ranks
+from hf_lora_ext.adapters.orthogonality import orthogonality_gradients
 
 INIT_R, TARGET_R, STEPS = 6, 3, 12
 

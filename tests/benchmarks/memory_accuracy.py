@@ -15,8 +15,8 @@ from statistics import mean, median
 from memory_peers import PEERS, CannotSay, Peer
 from memory_rows import GIB, Row, read_rows
 
-from hf_lora_ext import memory
-from hf_lora_ext.memory import estimate_memory
+from hf_lora_ext.memory import peaks as memory
+from hf_lora_ext.memory.peaks import estimate_memory
 
 CARDS = (8, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80)
 """GiB of the cards that fits are judged on."""

@@ -13,8 +13,8 @@ from unittest.mock import patch
 
 from memory_rows import GIB, Row
 
-from hf_lora_ext.memory import estimate_memory
-from hf_lora_ext.plans import BASE_BYTES
+from hf_lora_ext.memory.peaks import estimate_memory
+from hf_lora_ext.memory.plans import BASE_BYTES
 
 __all__ = ["PEERS", "CannotSay", "Peer"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from hf_lora_ext.families import shape_from_config
-from hf_lora_ext.plans import Plan
-from hf_lora_ext.popular_models import POPULAR_MODELS
-from hf_lora_ext.sizes import ModelShape
+from hf_lora_ext.memory.plans import Plan
+from hf_lora_ext.models.families import shape_from_config
+from hf_lora_ext.models.popular_models import POPULAR_MODELS
+from hf_lora_ext.models.sizes import ModelShape
 
 GIB = 2**30
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from hf_lora_ext.popular_models import popular_config
+from hf_lora_ext.models.popular_models import popular_config
 
 MODEL = "meta-llama/Llama-3.1-8B"
 ACCELERATE = """

@@ -37,7 +37,7 @@ begun = time.perf_counter()
 from huggingface_hub import HfApi
 if how != "upload_folder":
     from hf_lora_ext import push_adapter
-    import hf_lora_ext.push
+    import hf_lora_ext.push.push
 def peak():  # Linux hands a new program the peak of the one that started it, but for this line
     status = Path("/proc/self/status")
     if status.exists():

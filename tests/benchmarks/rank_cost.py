@@ -22,12 +22,12 @@ from rank_training import Cell, Job, lora_model, train
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_lora_ext.allocation import allocate_ranks
 from hf_lora_ext.callbacks import AdaptiveRankCallback
-from hf_lora_ext.lora_layers import LoraFactors, lora_layers
-from hf_lora_ext.probes import Moments
-from hf_lora_ext.rank_change import change_ranks_
-from hf_lora_ext.rank_criteria import find_bases
+from hf_lora_ext.ranks.allocation import allocate_ranks
+from hf_lora_ext.ranks.change import change_ranks_
+from hf_lora_ext.ranks.criteria import find_bases
+from hf_lora_ext.ranks.lora_layers import LoraFactors, lora_layers
+from hf_lora_ext.ranks.probes import Moments
 
 ROUNDS, RANK = 5, 8
 SIZES = Sizes(steps=20, batch=4)

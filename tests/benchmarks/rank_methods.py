@@ -29,14 +29,15 @@ from rank_tasks import is_attention, uniform_ranks
 from rank_training import Job, Trained, lora_model, on_device, train
 from transformers import TrainerCallback, set_seed
 
-from hf_lora_ext import AdaLoraCallback, adalora
-from hf_lora_ext.allocation import allocate_ranks
+from hf_lora_ext import AdaLoraCallback
+from hf_lora_ext.adapters import adalora
 from hf_lora_ext.callbacks import AdaptiveRankCallback
-from hf_lora_ext.lora_layers import lora_layers
-from hf_lora_ext.low_rank import Basis
-from hf_lora_ext.probes import Moments, Probe
-from hf_lora_ext.rank_change import change_ranks_
-from hf_lora_ext.rank_criteria import Criterion, find_bases
+from hf_lora_ext.ranks.allocation import allocate_ranks
+from hf_lora_ext.ranks.change import change_ranks_
+from hf_lora_ext.ranks.criteria import Criterion, find_bases
+from hf_lora_ext.ranks.lora_layers import lora_layers
+from hf_lora_ext.ranks.low_rank import Basis
+from hf_lora_ext.ranks.probes import Moments, Probe
 
 WIDE = 8
 """Times the budget that a wide adapter has: `AdaptiveRankCallback`'s default, written out for the cells' keys."""
@@ -44,10 +45,13 @@ ADALORA_WIDE = 1.5
 """Times the target rank that AdaLoRA starts with, as in its paper (arXiv 2303.10512, section 4.1)."""
 PROBE_BATCHES = 8
 """Batches watched before a trained adapter is cut: `AdaptiveRankCallback`'s default."""
-RANKS = ("allocation", "lora_layers", "low_rank", "rank_criteria", "rank_change", "probes", "optimizer_state")
-MOVES = ("growth", "sketches", "rank_moves")
-EVENTS = ("rank_events", "rank_storage", "callbacks/adaptive_rank", "callbacks/trainer_fit")
-ADALORA = ("adalora", "orthogonality", "rank_schedule", "callbacks/adalora")
+RANKS = tuple(
+    f"ranks/{name}"
+    for name in ("allocation", "lora_layers", "low_rank", "criteria", "change", "probes", "optimizer_state")
+)
+MOVES = ("ranks/growth", "ranks/sketches", "ranks/moves")
+EVENTS = ("ranks/events", "ranks/storage", "callbacks/adaptive_rank", "callbacks/trainer_fit")
+ADALORA = ("adapters/adalora", "adapters/orthogonality", "adapters/adalora_schedule", "callbacks/adalora")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

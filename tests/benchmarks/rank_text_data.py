@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_lora_ext.stdlib_docstrings import docstring_examples
+from hf_lora_ext.data.stdlib_docstrings import docstring_examples
 
 HELD_OUT = 0.2
 """Share that is held out where no file is given for it."""

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from rank_tasks import Prepared, Sizes, Task, layer_costs
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from hf_lora_ext.lora_layers import lora_layers
+from hf_lora_ext.ranks.lora_layers import lora_layers
 
 WARM_UP = 0.03
 """Share of the steps over which the learning rate rises; it then falls linearly to 0."""

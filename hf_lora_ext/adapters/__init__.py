@@ -1,0 +1,1 @@
+"""The seam to PEFT, to adapters that lie in files, and to AdaLoRA."""

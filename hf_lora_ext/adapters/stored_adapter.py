@@ -1,0 +1,157 @@
+"""A saved adapter's weights, read in blocks: whether they are whole, finite, and those that the config promises."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import AdapterError
+
+__all__ = ["StoredAdapter", "check_against_config", "read_stored_adapter"]
+
+FLOATS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""The dtypes that an adapter trains in, by safetensors' names."""
+BLOCK_ELEMENTS: Final = 2**22
+"""Elements looked at together: 16 MiB in float32."""
+_FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
+_EXTRA: Final = re.compile(r"(?P<module>.+)\.(?:lora_magnitude_vector|lora_[AB]\.bias|token_adapter)\b.*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAdapter:
+    """What a weights file holds, without its numbers."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Tensor → sizes."""
+    dtypes: tuple[str, ...]
+    """The dtypes found, by safetensors' names."""
+    metadata: Mapping[str, str]
+    """Free text in the header."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored."""
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+def read_stored_adapter(file: Path) -> StoredAdapter:
+    """Return what a weights file holds, after a look at every number in blocks of a bounded size.
+
+    safetensors itself refuses a header over 100 MB, shapes that do not add up to the bytes, gaps and overlaps.
+
+    Raises:
+        AdapterError: If the file is no whole safetensors file, is empty, or has a NaN, an infinity or a dtype that no
+            adapter trains in.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            dtypes = {name: part.get_dtype() for name, part in slices.items()}
+            metadata = dict(stored.metadata() or {})
+        _refuse_foreign_dtypes(file, dtypes)
+        if (bad := _first_not_finite(file)) is not None:
+            raise AdapterError(
+                f"{file.name}: {bad} has a NaN or an infinity, so the training diverged; push an earlier checkpoint"
+            )
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file.name} is no whole safetensors file ({error}); save the adapter again") from error
+    if not shapes:
+        raise AdapterError(f"{file.name} holds no tensors; save the adapter again")
+    return StoredAdapter(shapes=shapes, dtypes=tuple(sorted(set(dtypes.values()))), metadata=metadata)
+
+
+def _refuse_foreign_dtypes(file: Path, dtypes: Mapping[str, str]) -> None:
+    if foreign := sorted(name for name, dtype in dtypes.items() if dtype not in FLOATS):
+        raise AdapterError(
+            f"{file.name}: {foreign[0]} is {dtypes[foreign[0]]}, an adapter's weights are {', '.join(sorted(FLOATS))}; "
+            "save the adapter alone, without the base"
+        )
+
+
+def _first_not_finite(file: Path) -> str | None:
+    """Return the first tensor with a NaN or an infinity, of a file that safetensors has found whole.
+
+    Read with `read`, because what safetensors maps counts as the process's memory until the file is closed.
+    """
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            dtype, (start, end) = FLOATS[entry["dtype"]], entry["data_offsets"]
+            stream.seek(8 + length + start)
+            for at in range(start, end, BLOCK_ELEMENTS * dtype.itemsize):
+                block = bytearray(stream.read(min(BLOCK_ELEMENTS * dtype.itemsize, end - at)))
+                if not bool(torch.isfinite(torch.frombuffer(block, dtype=dtype)).all()):
+                    return str(name)
+    return None
+
+
+def check_against_config(stored: StoredAdapter, config: Mapping[str, Any]) -> None:
+    """Check that a LoRA's tensors are those of its config: both factors, the rank, the modules.
+
+    Other kinds of adapters are not looked into.
+
+    Raises:
+        AdapterError: If a factor stands alone, has another rank, or belongs to a module that the config does not name.
+    """
+    if config.get("peft_type") != "LORA":
+        return
+    factors = {
+        (m["module"], m["side"]): shape for name, shape in stored.shapes.items() if (m := _FACTOR.fullmatch(name))
+    }
+    if not factors and not config.get("trainable_token_indices"):
+        raise AdapterError("the config says LORA, and the weights hold no factor A or B; save the adapter again")
+    for module in sorted({module for module, _ in factors}):
+        if (module, "A") not in factors or (module, "B") not in factors:
+            raise AdapterError(f"{module} has only one of its two LoRA factors; save the adapter again")
+        _check_rank(module, factors[module, "A"], factors[module, "B"], config)
+    _check_modules(stored, config)
+
+
+def _check_rank(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Mapping[str, Any]) -> None:
+    inner = (a[0], b[1]) if len(a) > 1 and len(b) > 1 else (0, 0)
+    if inner[0] != inner[1] or not inner[0]:
+        raise AdapterError(f"{module}: factors of shapes {a} and {b} do not multiply; save the adapter again")
+    if config.get("target_parameters") and module.endswith(("base_layer", "experts")):
+        return  # peft stacks the experts' factors, so their rank is a multiple
+    patterns = config.get("rank_pattern") or {}
+    name = module.removeprefix("base_model.model.")  # peft's wrapper, which a pattern's ^ does not know
+    named = (rank for pattern, rank in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name))
+    wanted = next(named, config.get("r"))
+    if inner[0] != wanted:
+        raise AdapterError(
+            f"{module} has rank {inner[0]}, adapter_config.json says {wanted}; config and weights are of two adapters: "
+            "save both together"
+        )
+
+
+def _check_modules(stored: StoredAdapter, config: Mapping[str, Any]) -> None:
+    targets = config.get("target_modules")
+    if isinstance(targets, str) or targets is None:  # a regular expression over names that only the base knows
+        return
+    named = [*targets, *(config.get("modules_to_save") or ()), *(config.get("target_parameters") or ())]
+    for name in stored.shapes:
+        match = _FACTOR.fullmatch(name) or _EXTRA.fullmatch(name)
+        module = match["module"] if match else name.rpartition(".")[0]
+        if match and "token_adapter" in name:
+            continue
+        if not any(_is_part(module, target) for target in named) and not config.get("target_parameters"):
+            raise AdapterError(
+                f"the weights hold {name}, whose module adapter_config.json does not name; config and weights are of "
+                "two adapters: save both together"
+            )
+
+
+def _is_part(module: str, target: str) -> bool:
+    return f".{module}.".find(f".{target}.") >= 0

@@ -1,0 +1,1 @@
+"""Bytes of a run, by component and peak, and the fastest run that fits the devices."""

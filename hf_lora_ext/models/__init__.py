@@ -1,0 +1,1 @@
+"""What a base model is: its shape, its size, what of it can be adapted, and where its weights are."""

@@ -1,0 +1,1 @@
+"""Presets: values, reasons, and the library objects that they become."""

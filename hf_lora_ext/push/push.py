@@ -1,0 +1,333 @@
+"""`push_adapter`: an adapter on the Hub, checked before, committed exactly once, verified after.
+
+Gather → check → show → commit → verify → tag. Every step can be repeated: a push that was interrupted anywhere is
+finished by the same call, and identical bytes make no second commit.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import ConfigError, PushError, UnfitError
+from ..hub import cache_folder
+from ..hub.landing import RemoteFile, differing
+from ..hub.repository import Account, Change, Landed, Repository
+from .gathering import Gathered, gathered
+from .plan import MAIN, MESSAGE, PushPlan, PushRequest, PushResult
+from .preflight import Release, prepare
+from .release import outdated
+from .verification import verify_release
+
+__all__ = ["check_access", "push_adapter"]
+
+Say = Callable[[str], None]
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def push_adapter(
+    source: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    token: str | None = None,
+    dry_run: bool = False,
+    message: str | None = None,
+    verify: bool = True,
+    license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
+    allow: Sequence[str] = (),
+    confirm: Callable[[PushPlan], bool] | None = None,
+    say: Say | None = None,
+) -> PushResult:
+    """Publish an adapter on the Hub, and return when the Hub is known to hold exactly its bytes.
+
+    Only what an adapter needs goes, never optimizer states, pickles or checkpoints. A secret in any text stops the
+    push before anything is sent. Safe to call from a thread, and again after any failure.
+
+    Args:
+        source: A folder with an adapter, a run folder of `hf-lora train`, a PeftModel, or a trainer of one; from
+            callbacks, what was laid aside.
+        repo_id: `owner/name`; a bare name is one in your own account.
+        private: Whether a new repository is private. For one that exists it must agree with what it is.
+        revision: Branch, `main` if left out; a new one is made from `main`.
+        create_pr: Make a pull request instead of a commit on `main`.
+        tag: Name that the commit gets after it is verified.
+        token: Hub token; the one that is logged in if left out.
+        dry_run: Find out everything, and stop before the Hub is written to.
+        message: Title of the commit.
+        verify: Download what landed into an empty cache, compare every byte, and load it with peft.
+        license: The adapter's licence by its Hub identifier; else the card's, else the base's.
+        license_name: Its name, where `license` is `other`.
+        license_link: Where its text is, where `license` is `other`.
+        allow: Logins, hosts, dataset ids and paths that may be published, word for word; never a secret.
+        confirm: Called with the plan before anything is written; False stops there.
+        say: Takes one line of progress.
+
+    Raises:
+        ConfigError: If an argument, the folder or the licence is not right.
+        AdapterError: If there is no whole adapter, or it holds a NaN.
+        UnfitError: If something private would leak, the card is bad, or a duty of the base's licence is not done.
+        PushError: If the Hub refuses, or somebody else committed meanwhile; UnfitError is one too.
+
+    Example:
+        >>> push_adapter("out/sql", "me/llama-sql", dry_run=True)  # doctest: +SKIP
+    """
+    say = say or (lambda line: None)
+    if not _is_main_process(source):
+        return PushResult(status="left to the main process", repo_id=repo_id)
+    terms = {"license": license, "license_name": license_name, "license_link": license_link}
+    request = PushRequest(
+        repo_id=repo_id,
+        private=private,
+        revision=revision or MAIN,
+        create_pr=create_pr,
+        tag=tag,
+        message=message or MESSAGE,
+        verify=verify,
+        terms=terms,
+        allow=tuple(allow),
+    )
+    say("gather")
+    with gathered(source) as found:
+        try:
+            return _push(found, request, token, dry_run, confirm, say)
+        except PushError as error:
+            again = "push the same object again" if isinstance(error, UnfitError) and found.model is not None else None
+            raise type(error)(f"{error}\nagain: {again or f'`{request.command(_kept(found, request))}`'}") from error
+
+
+def _kept(found: Gathered, request: PushRequest) -> Path:
+    """Return the folder to push again from: the user's own, or a copy of what was only in memory.
+
+    What has a leak is not copied: it would lie about, unmended.
+    """
+    if found.model is None:
+        return found.origins[0]
+    folder = cache_folder() / "pushes" / request.repo_id.replace("/", "--")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(found.folder, folder)
+    return folder
+
+
+def _is_main_process(source: Any) -> bool:
+    """Return whether this process pushes: of a trainer's, the first alone."""
+    asked = getattr(source, "is_world_process_zero", None)
+    return bool(asked()) if callable(asked) else True
+
+
+def _push(
+    found: Gathered,
+    request: PushRequest,
+    token: str | None,
+    dry_run: bool,
+    confirm: Callable[[PushPlan], bool] | None,
+    say: Say,
+) -> PushResult:
+    say("check")
+    account, repository, is_private = _accessible(request, token)
+    request = replace(request, repo_id=repository.id)
+    release = prepare(found, request, token)
+    head = None if is_private is None else repository.head(request.revision)
+    seen = head or (None if is_private is None else repository.head(MAIN))  # which a new branch begins as
+    there = repository.files(seen) if seen else {}
+    plan = _plan(repository, request, release, is_private, seen, there)
+    say("show")
+    if dry_run:
+        return PushResult(status="dry run", repo_id=repository.id, plan=plan)
+    if confirm is not None and not confirm(plan):
+        return PushResult(status="declined", repo_id=repository.id, plan=plan)
+    say(f"commit {sum(plan.files.values()):,} bytes")
+    landed = _commit(repository, request, release, account.name, head, there)
+    checked: tuple[str, ...] = ()
+    if request.verify:
+        say(f"verify {landed.commit}")
+        with _told_as(f"{repository.id} holds commit {landed.commit}, which is not verified"):
+            checked = verify_release(repository, landed.commit, release, found.model)
+    if request.tag:
+        say(f"tag {request.tag}")
+        with _told_as(f"{repository.id} holds commit {landed.commit}, verified; its tag is not certain"):
+            repository.tag(request.tag, landed.commit)
+    say("done")
+    return PushResult(
+        status="pushed" if landed.is_new else "already there",
+        repo_id=repository.id,
+        plan=plan,
+        commit=landed.commit,
+        pull_request=landed.pull_request,
+        is_verified=request.verify,
+        checked=checked,
+        tag=request.tag,
+    )
+
+
+def check_access(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+    """Return a repository's full id, if a push to it would be let in as far as the Hub tells without one.
+
+    Raises:
+        ConfigError: If it is no repository's id.
+        HubAway: If the Hub is out of reach.
+        PushError: If there is no token or it does not suffice, or the repository has another visibility.
+    """
+    return _accessible(PushRequest(repo_id=repo_id, private=private), token)[1].id
+
+
+def _accessible(request: PushRequest, token: str | None) -> tuple[Account, Repository, bool | None]:
+    """Return who pushes, where to, and whether that is private; None where there is no repository yet."""
+    account = Repository.at(request.repo_id, token).account()
+    repository = Repository.at(_full_id(request.repo_id, account), token)
+    is_private = repository.is_private()
+    _check_access(repository.id, account, request, is_private)
+    return account, repository, is_private
+
+
+@contextmanager
+def _told_as(state: str) -> Iterator[None]:
+    """Begin a failure's message with what the Hub holds by then."""
+    try:
+        yield
+    except PushError as error:
+        raise PushError(f"{state}: {error}") from error
+
+
+def _full_id(repo_id: str, account: Account) -> str:
+    full = repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
+    if not _REPOSITORY.fullmatch(full) or len(full.rpartition("/")[2]) > 96:
+        raise ConfigError(f"{repo_id!r} is no repository's id; give owner/name, of letters, digits, dots and dashes")
+    return full
+
+
+def _check_access(repo_id: str, account: Account, request: PushRequest, is_private: bool | None) -> None:
+    """Refuse what the Hub would refuse later: a token that only reads, somebody else's account, another visibility."""
+    owner = repo_id.partition("/")[0]
+    if account.role == "read":
+        raise PushError(
+            f"the token of {account.name} only reads; make one with the role write (huggingface.co/settings/tokens), "
+            "then `hf auth login` or HF_TOKEN"
+        )
+    if is_private is None and owner not in {account.name, *account.organizations}:
+        raise PushError(
+            f"there is no repository {repo_id} that you may see, and {owner} is neither you ({account.name}) nor one "
+            f"of your organisations ({', '.join(account.organizations) or 'none'}); push to {account.name}/"
+            f"{repo_id.rpartition('/')[2]}"
+        )
+    if is_private is None and request.create_pr:
+        raise PushError(f"there is no repository {repo_id} to make a pull request to; leave create_pr out")
+    if None not in (is_private, request.private) and is_private != request.private:
+        kinds = {True: "private", False: "public"}
+        raise PushError(
+            f"{repo_id} is {kinds[bool(is_private)]}, you asked for {kinds[bool(request.private)]}; change it in the "
+            "repository's settings, or leave private= out"
+        )
+
+
+def _plan(
+    repository: Repository,
+    request: PushRequest,
+    release: Release,
+    is_private: bool | None,
+    head: str | None,
+    there: Mapping[str, RemoteFile],
+) -> PushPlan:
+    if request.tag and is_private is not None:
+        _check_tag(repository, request.tag, release, there, head)
+    missing = set(differing(release.wanted, there))
+    base = release.base
+    revision = f" at {base.revision}" if base and base.revision else ", revision not recorded" if base else ""
+    return PushPlan(
+        repo_id=repository.id,
+        revision=request.revision,
+        is_private=request.private if is_private is None else is_private,
+        is_new=is_private is None,
+        files={path: file.size for path, file in release.files.items()},
+        unchanged=tuple(path for path in release.files if path not in missing),
+        outdated=tuple(outdated(there, release.files)),
+        left_out=release.left_out,
+        changes=release.changes,
+        doubts=release.doubts,
+        allowed=request.allow,
+        license=release.terms.id,
+        base=f"{base.name}{revision}" if base else None,
+        parameters=release.stored.parameters,
+        as_pull_request=request.create_pr,
+        tag=request.tag,
+    )
+
+
+def _check_tag(
+    repository: Repository, tag: str, release: Release, there: Mapping[str, RemoteFile], head: str | None
+) -> None:
+    """Refuse a tag that another commit has, before anything is written."""
+    at = repository.tags().get(tag)
+    wanted = _wanted(release, there)
+    if at is None or (at == head and not differing(wanted, there)):
+        return
+    if differing(wanted, there) or differing(release.wanted, repository.files(at)):
+        raise PushError(f"tag {tag} of {repository.id} is taken, by {at}; choose another tag")
+
+
+def _wanted(release: Release, there: Mapping[str, RemoteFile]) -> dict[str, RemoteFile | None]:
+    """Return the files as they are to be: the release, and nothing outdated beside it."""
+    return release.wanted | dict.fromkeys(outdated(there, release.files))
+
+
+def _commit(
+    repository: Repository,
+    request: PushRequest,
+    release: Release,
+    user: str,
+    head: str | None,
+    there: Mapping[str, RemoteFile],
+) -> Landed:
+    """Return the commit that holds the release: one that is there, or a new one."""
+    if head is None:
+        head = _made(repository, request)
+        there = repository.files(head)
+    wanted = _wanted(release, there)
+    missing = differing(wanted, there)
+    if not missing:
+        return Landed(commit=_tagged_twin(repository, request) or head, is_new=False)
+    if request.create_pr and (waiting := repository.open_pull_request(user, wanted)) is not None:
+        return waiting
+    return repository.commit_once(
+        Change(
+            added={path: release.folder / path for path in missing if path in release.files},
+            deleted=tuple(path for path in missing if path not in release.files),
+        ),
+        wanted,
+        parent=head,
+        revision=request.revision,
+        message=request.message,
+        pull_request_of=user if request.create_pr else None,
+    )
+
+
+def _tagged_twin(repository: Repository, request: PushRequest) -> str | None:
+    """Return the commit that has the tag already, where a later one changed none of the adapter's files."""
+    return repository.tags().get(request.tag) if request.tag else None
+
+
+def _made(repository: Repository, request: PushRequest) -> str:
+    """Make the repository and the branch where they are missing, and return the branch's head."""
+    if repository.is_private() is None:
+        repository.create(request.private)
+        if request.private is not None and (found := repository.is_private()) != request.private:
+            raise PushError(
+                f"{repository.id} was made meanwhile, by somebody else, and is {'private' if found else 'public'}; "
+                "nothing was sent: look at it, and run the same again"
+            )
+    if request.revision != MAIN and repository.head(request.revision) is None:
+        repository.create_branch(request.revision)
+    head = repository.head(request.revision)
+    if head is None:
+        raise PushError(f"{repository.id} was made and has no commit on {request.revision}; run the same again")
+    return head

@@ -1,0 +1,380 @@
+"""Recipes: a training run as choices in YAML, checked strictly and completely before anything is spent.
+
+`load_recipe` reads a file and `key=value` overrides; `validate` returns every problem at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ..choices.advice import TASKS, Task
+from ..choices.methods import INITS, METHODS, Method, check_features
+from ..choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
+from ..choices.wishes import LoraWishes, check_wishes, wish_features
+from ..errors import ConfigError
+from ..strict_yaml import dump_yaml, read_yaml
+from .recipe_rules import (
+    FRACTION,
+    FROM_0,
+    FROM_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SWITCH,
+    TEXT,
+    Rule,
+    find_problems,
+    is_names,
+    is_whole,
+    one_of,
+)
+
+__all__ = [
+    "DataChoice",
+    "PushChoice",
+    "Recipe",
+    "apply_overrides",
+    "dump_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "validate",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataChoice:
+    """Where the examples come from and how they are split."""
+
+    source: str
+    """A local .jsonl, .json, .csv or .parquet file, `builtin:NAME`, or a Hub dataset id."""
+    eval_source: str | None = None
+    """Held-out examples, in the same forms; without it they are split off the source."""
+    split: str = "train"
+    """Split of a Hub dataset."""
+    revision: str | None = None
+    """Revision of a Hub dataset."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our column → theirs, e.g. `prompt: question`."""
+    group_by: str | None = None
+    """Column whose values stay together on one side of the split."""
+    eval_fraction: float = 0.1
+    """Share of the examples (or groups) held out, chosen by a hash of their content."""
+    train_examples: int | None = None
+    """Use at most this many training examples."""
+    eval_examples: int | None = None
+    """Use at most this many held-out examples."""
+    max_characters: int | None = None
+    """Leave out examples with more characters than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushChoice:
+    """Where the adapter is published. The token is never a recipe's: it is the one that is logged in."""
+
+    repo: str
+    """`owner/name` on the Hub; a bare name is one in your own account."""
+    every_saves: int | None = None
+    """Push every so many checkpoints too; the finished run is always pushed."""
+    private: bool | None = None
+    """Whether a new repository is private; the account's default decides otherwise."""
+    revision: str | None = None
+    """Branch."""
+    tag: str | None = None
+    """Name that the finished run's commit gets once it is verified."""
+    license: str | None = None
+    """The adapter's licence by its Hub identifier; else the base's."""
+    license_name: str | None = None
+    """Its name, where `license` is `other`."""
+    license_link: str | None = None
+    """Where its text is, where `license` is `other`."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every push of the run is given."""
+        names = ("private", "revision", "license", "license_name", "license_link")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole training run, as choices."""
+
+    model: str
+    """Hub id or local folder of the base model."""
+    output_dir: str
+    """Run folder: adapter, facts, card, plots and checkpoints."""
+    data: DataChoice
+    """The examples."""
+    revision: str | None = None
+    """Revision of the base model on the Hub."""
+    method: Method = "lora"
+    """What is trained and how the base is held: a name in `methods.METHODS`."""
+    init: str | None = None
+    """How the adapter's factors start: a name in `methods.INITS`."""
+    rank: int | Literal["auto"] | None = None
+    """Overrides the preset's rank; `auto` takes the advice for task and examples."""
+    task: Task | None = None
+    """What is learned, for `rank: auto`: a name in `advice.TASKS`."""
+    alpha: int | None = None
+    """Overrides the preset's alpha."""
+    dropout: float | None = None
+    """Overrides the preset's adapter dropout."""
+    targets: str | tuple[str, ...] | None = None
+    """Overrides the preset's adapted modules."""
+    experts: bool | None = None
+    """Whether the experts of a mixture get an adapter each."""
+    new_tokens: tuple[int, ...] | None = None
+    """Ids of tokens that were added to the model, whose rows of embedding and head train."""
+    adaptive_rank: bool | None = None
+    """Whether the rank is a mean that layers share as they need it."""
+    optimizer: str | None = None
+    """A name in `run_choices.OPTIMIZERS`."""
+    attention: str | None = None
+    """Attention kernel, by its transformers name."""
+    sharding: Sharding | None = None
+    """How several devices share the work."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """SFTConfig fields that replace the preset's."""
+    samples: int = 3
+    """Held-out examples answered by base and adapter at the end."""
+    seed: int = 0
+    """Seed of initialisation, data order and dropout."""
+    push: PushChoice | None = None
+    """Where the adapter is published when the run is finished; no part of what the run is."""
+
+    @property
+    def wishes(self) -> LoraWishes:
+        """What the recipe fixes of the adapter."""
+        rank = None if self.rank == "auto" else self.rank
+        return LoraWishes(
+            rank=rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            experts=self.experts,
+            new_tokens=self.new_tokens,
+            adaptive_rank=self.adaptive_rank,
+        )
+
+    @property
+    def run_wishes(self) -> RunWishes:
+        """What the recipe fixes of the run."""
+        return RunWishes(init=self.init, optimizer=self.optimizer, attention=self.attention, sharding=self.sharding)
+
+
+_RECIPE_RULES: Final = {
+    "model": TEXT,
+    "output_dir": TEXT,
+    "data": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
+    "revision": TEXT,
+    "method": one_of(*METHODS),
+    "init": one_of(*INITS),
+    "optimizer": one_of(*OPTIMIZERS),
+    "attention": one_of(*ATTENTIONS),
+    "sharding": one_of(*SHARDINGS),
+    "rank": Rule(lambda v: v == "auto" or is_whole(v, 1), "a whole number from 1, or auto"),
+    "task": one_of(*TASKS),
+    "alpha": FROM_1,
+    "dropout": FRACTION,
+    "targets": Rule(lambda v: (isinstance(v, str) and bool(v)) or is_names(v), "all-linear or a list of module names"),
+    "experts": SWITCH,
+    "new_tokens": Rule(
+        lambda v: isinstance(v, (list, tuple)) and bool(v) and all(is_whole(x, 0) for x in v), "a list of token ids"
+    ),
+    "adaptive_rank": SWITCH,
+    "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
+    "samples": FROM_0,
+    "seed": FROM_0,
+    "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
+}
+_DATA_RULES: Final = {
+    "source": TEXT,
+    "eval_source": TEXT,
+    "split": TEXT,
+    "revision": TEXT,
+    "columns": Rule(
+        lambda v: (
+            isinstance(v, Mapping)
+            and set(v) <= {"prompt", "completion", "messages", "text"}
+            and is_names([*v.values(), "x"])
+        ),
+        "a mapping from prompt, completion, messages or text to a column of yours",
+    ),
+    "group_by": TEXT,
+    "eval_fraction": FRACTION,
+    "train_examples": FROM_1,
+    "eval_examples": FROM_1,
+    "max_characters": FROM_1,
+}
+_PUSH_RULES: Final = {
+    "repo": TEXT,
+    "every_saves": FROM_1,
+    "private": SWITCH,
+    "revision": TEXT,
+    "tag": TEXT,
+    "license": TEXT,
+    "license_name": TEXT,
+    "license_link": TEXT,
+}
+TRAINING_RULES: Final = {
+    "activation_checkpointing": SWITCH,
+    "assistant_only_loss": SWITCH,
+    "bf16": SWITCH,
+    "completion_only_loss": SWITCH,
+    "dataloader_num_workers": FROM_0,
+    "eval_steps": FROM_1,
+    "fp16": SWITCH,
+    "gradient_accumulation_steps": FROM_1,
+    "learning_rate": POSITIVE,
+    "logging_steps": FROM_1,
+    "lr_scheduler_type": TEXT,
+    "max_grad_norm": NOT_NEGATIVE,
+    "max_length": FROM_1,
+    "max_steps": FROM_1,
+    "neftune_noise_alpha": POSITIVE,
+    "num_train_epochs": POSITIVE,
+    "optim": TEXT,
+    "packing": SWITCH,
+    "per_device_eval_batch_size": FROM_1,
+    "per_device_train_batch_size": FROM_1,
+    "save_steps": FROM_1,
+    "save_total_limit": FROM_1,
+    "use_cpu": SWITCH,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+}
+"""SFTConfig fields that a recipe may set, by the names that transformers and TRL give them."""
+
+
+def validate(raw: Mapping[str, Any]) -> list[str]:
+    """Return every problem of a raw recipe, one line each; empty when it is right."""
+    raw = _given(raw)
+    problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
+    data, training, push = raw.get("data"), raw.get("training"), raw.get("push")
+    if isinstance(data, Mapping):
+        problems += find_problems(data, _DATA_RULES, required=("source",), prefix="data.")
+        if data.get("eval_source") and "eval_fraction" in data:
+            problems.append("data.eval_source and data.eval_fraction exclude each other; remove one")
+        if not data.get("eval_source") and data.get("eval_fraction") == 0:
+            problems.append("data.eval_fraction: found 0 without eval_source; a held-out set is needed, e.g. 0.1")
+    if isinstance(training, Mapping):
+        problems += find_problems(training, TRAINING_RULES, prefix="training.")
+        if {"max_steps", "num_train_epochs"} <= set(training):
+            problems.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
+        if training.get("bf16") and training.get("fp16"):
+            problems.append("training.bf16 and training.fp16 exclude each other; remove one")
+    if isinstance(push, Mapping):
+        problems += _push_problems(push)
+    return problems or _conflicts(raw)
+
+
+def _push_problems(push: Mapping[str, Any]) -> list[str]:
+    secret = "push.token: a recipe is shared, so it holds no token; log in with `hf auth login`, or set HF_TOKEN"
+    told = {key: value for key, value in push.items() if key != "token"}
+    return [secret] * ("token" in push) + find_problems(told, _PUSH_RULES, required=("repo",), prefix="push.")
+
+
+def _conflicts(raw: Mapping[str, Any]) -> list[str]:
+    """Return what does not work together among values that are each right, from the table that presets use."""
+    method = raw.get("method", "lora")
+    run = RunWishes(**{name: raw.get(name) for name in RunWishes.__slots__})
+    names = ("rank", "alpha", "dropout", "targets", "experts", "new_tokens", "adaptive_rank")
+    adapter: dict[str, Any] = {name: tuple(v) if isinstance(v := raw.get(name), list) else v for name in names}
+    training = raw.get("training", {})
+    if "task" in raw and raw.get("rank") != "auto":
+        return ["task: is for rank: auto; add it, or leave task out"]
+    if adapter["rank"] == "auto" and method != "prefix":
+        adapter["rank"] = None
+    try:
+        wishes = LoraWishes(**adapter)
+        check_run(method, run, also=wish_features(wishes))
+        check_wishes(method, wishes)
+        asked = {"checkpointing"} if training.get("activation_checkpointing") else set()
+        asked |= {"packing"} if training.get("packing") else set()
+        check_features(run_features(method, run) | asked)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _given(raw: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Leave out what is null, in the sections too: null means unset."""
+    return {k: _given(v) if isinstance(v, Mapping) and k != "columns" else v for k, v in raw.items() if v is not None}
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Return the recipe that a raw mapping describes.
+
+    Raises:
+        ConfigError: Naming every problem.
+    """
+    if problems := validate(raw):
+        many = f"{len(problems)} problems" if len(problems) > 1 else "a problem"
+        lines = "\n  ".join(problems)
+        raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
+    given = _given(raw)
+    data = given.pop("data")
+    push = given.pop("push", None)
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return Recipe(data=DataChoice(**data), push=PushChoice(**push) if push else None, **given)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a YAML file, with `key=value` overrides (dotted keys, YAML values) laid over it.
+
+    Raises:
+        ConfigError: If the file is missing or is not YAML, or the recipe has problems; all of them are named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "no such file"
+        raise ConfigError(f"recipe {path}: {kind}; give a .yaml file, e.g. recipes/quickstart.yaml")
+    try:
+        raw = read_yaml(file.read_text(encoding="utf8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            f"recipe {path} holds {_kind(raw)}, needed a mapping of keys; start from recipes/quickstart.yaml"
+        )
+    return parse_recipe(apply_overrides(raw, overrides), f"recipe {path}")
+
+
+def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `raw` with each `dotted.key=value` set; values are read as YAML.
+
+    Raises:
+        ConfigError: If an override has no `=`, or goes below a value that is no mapping.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(raw))
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted.strip():
+            raise ConfigError(f"override {override!r} is not key=value; write e.g. training.max_steps=20")
+        *parents, last = dotted.strip().split(".")
+        level = result
+        for parent in parents:
+            child = level[parent] = {} if level.get(parent) is None else level[parent]
+            if not isinstance(child, dict):
+                raise ConfigError(f"override {override!r}: {parent} holds {_kind(child)}, so it has no key {last!r}")
+            level = child
+        level[last] = read_yaml(text, f"override {override!r}")
+    return result
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
+    plain = {key: value for key, value in asdict(recipe).items() if value is not None}
+    for section in {"data", "push"} & plain.keys():
+        plain[section] = {key: value for key, value in plain[section].items() if value is not None}
+    if recipe.data.eval_source:
+        plain["data"].pop("eval_fraction")
+    return dump_yaml({key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()})
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", type(None): "nothing", dict: "a mapping"}
+    return names.get(type(value), f"{value!r}")

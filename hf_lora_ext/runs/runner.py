@@ -1,0 +1,270 @@
+"""The runner: one recipe from data to adapter, facts, plot and card, resumable at any moment.
+
+Everything that can be wrong with the recipe, the data, the model's name and the folder is found out first;
+the model is loaded after that.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..cards.card import render_card
+from ..cards.facts import Facts, read_facts, redact, write_text_atomically
+from ..data.examples import Examples, load_examples
+from ..errors import ConfigError, LoraExtError
+from ..machine import private_folders
+from ..models.base_models import BaseModel, find_base_model
+from ..models.targets import adapter_parameters
+from ..presets.configuration import Preset
+from ..presets.preset import preset
+from .recipe import PushChoice, Recipe, dump_recipe
+from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
+    from ..push.plan import PushResult
+
+__all__ = ["RunResult", "run_recipe"]
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    """The run folder."""
+    facts: Facts
+    """Everything known about the run."""
+    status: Literal["trained", "resumed", "already finished"]
+    """How it came about."""
+    push: PushResult | None = None
+    """What the Hub holds of it, where the recipe says to push."""
+    push_problem: str | None = None
+    """Why the Hub does not hold it, with the command that pushes it."""
+
+
+def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
+    """Train what a recipe describes, go on with it, or report that it is finished.
+
+    Args:
+        recipe: The choices.
+        say: Takes one line of progress.
+
+    Raises:
+        ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
+        ResumeError: If the folder's run cannot be continued.
+        PushError: If the Hub would not take what the recipe says to push, before training; what fails after it is
+            told in the result.
+    """
+    if (folder := owned_folder(recipe)).is_finished:
+        say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
+        return _published(
+            recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
+        )
+    if recipe.push is not None:
+        _check_push(recipe.push, say)
+    say(f"data     {recipe.data.source}")
+    examples = load_examples(recipe.data)
+    say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
+    say(f"         {examples.facts.note}")
+    say(f"model    {recipe.model}")
+    base = find_base_model(recipe.model, recipe.revision)
+    chosen = _preset_for(recipe, base, len(examples.train))
+    if base.facts.note:
+        say(f"         {base.facts.note}")
+    say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
+    with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
+        return _train(recipe, folder, examples, base, chosen, say)
+
+
+def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
+    targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
+    return preset(
+        base.path,
+        method=recipe.method,
+        rank=recipe.rank,
+        alpha=recipe.alpha,
+        dropout=recipe.dropout,
+        targets=targets,
+        experts=recipe.experts,
+        new_tokens=recipe.new_tokens,
+        adaptive_rank=recipe.adaptive_rank,
+        task=recipe.task,
+        examples=examples if recipe.rank == "auto" else None,
+        init=recipe.init,
+        optimizer=recipe.optimizer,
+        attention=recipe.attention,
+        sharding=recipe.sharding,
+        max_length=recipe.training.get("max_length"),
+    )
+
+
+def _disk_needed(chosen: Preset) -> int:
+    """Return the bytes a run writes: adapter, and two or three checkpoints with Adam's two moments, in float32."""
+    adapted = adapter_parameters(chosen.shape, chosen.rank, chosen.targets, chosen.experts, chosen.expert_rank)
+    parameters = chosen.start_factor * adapted if adapted else chosen.shape.parameters // 50
+    return 4 * parameters * (1 + 3 * 3) + 64 * 2**20
+
+
+def _train(
+    recipe: Recipe, folder: RunFolder, examples: Examples, base: BaseModel, chosen: Preset, say: Say
+) -> RunResult:
+    from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
+
+    checkpoint = last_whole_checkpoint(folder.checkpoints)
+    args = chosen.sft_config(str(folder.checkpoints), **_trainer_settings(recipe, resuming=checkpoint is not None))
+    gather = FactsCallback(
+        path=folder.facts,
+        data=examples.facts,
+        base_model=_sized(base, chosen),
+        recipe=_portable_recipe(recipe),
+    )
+    say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
+    assistant_only = recipe.training.get("assistant_only_loss")
+    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say)]
+    trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
+    if examples.form == "messages":
+        say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    say("saving")
+    facts = _finish(recipe, folder, trainer, examples)
+    result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
+    return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+
+
+def _check_push(push: PushChoice, say: Say) -> None:
+    """Ask the Hub for access before anything is loaded; the rest is found out when the adapter is there."""
+    from ..hub.failures import HubAway
+    from ..push.push import check_access
+
+    try:
+        say(f"push     {check_access(push.repo, private=push.private)}, when the run is finished")
+    except HubAway as away:
+        say(f"push     {push.repo}: nothing could be checked: {away}")
+
+
+def _pushing(push: PushChoice | None, say: Say) -> list[TrainerCallback]:
+    """Return the callback that checks the rest and pushes on the way."""
+    from ..callbacks import PushOnTheWay
+
+    if push is None:
+        return []
+    return [PushOnTheWay(push.repo, every_saves=push.every_saves, tag=push.tag, say=say, **push.arguments)]
+
+
+def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
+    """Push a finished run, if its recipe says so; it stays finished whatever the Hub does."""
+    from ..hub import without_bars
+    from ..push.push import push_adapter
+
+    push = recipe.push
+    if push is None:
+        return result
+    try:
+        with without_bars():
+            pushed = push_adapter(
+                result.folder, push.repo, tag=push.tag, say=lambda step: say(f"push     {step}"), **push.arguments
+            )
+    except LoraExtError as error:
+        return replace(result, push_problem=f"{result.folder} is finished, and was not pushed: {error}")
+    return replace(result, push=pushed)
+
+
+def _trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
+    """Return SFTConfig fields: evaluate at the start, at regular steps and at the end; keep two checkpoints."""
+    settings: dict[str, Any] = {
+        "seed": recipe.seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "eval_strategy": "steps",
+        "eval_steps": 100,
+        "eval_on_start": not resuming,
+        "save_steps": 100,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+    }
+    settings |= recipe.training
+    if settings.get("bf16") or settings.get("fp16"):
+        settings = {"bf16": False, "fp16": False} | settings
+    return settings
+
+
+def _build(
+    chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any], assistant_only: bool | None
+) -> SFTTrainer:
+    """Build the trainer, turning peft's and trl's own complaints about the recipe into ours."""
+    from .training import build_trainer
+
+    try:
+        return build_trainer(chosen, base, examples, args, callbacks, assistant_only)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        if "Target modules" in str(error):
+            raise ConfigError(
+                f"targets {chosen.targets} match no module of {base.facts.name}; use all-linear"
+            ) from error
+        raise ConfigError(f"the trainer refuses this recipe: {str(error).splitlines()[0]}") from error
+
+
+def _sized(base: BaseModel, chosen: Preset) -> Any:
+    return replace(base.facts, parameters=chosen.shape.parameters)
+
+
+def _portable_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML with local paths cut to their last part."""
+    source, held = recipe.data.source, recipe.data.eval_source
+    data = replace(recipe.data, source=redact(source), eval_source=redact(held))
+    model = Path(recipe.model).resolve().name if Path(recipe.model).is_dir() else recipe.model
+    return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
+
+
+def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
+    """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
+    from ..adapters.peft_seam import describe_saved, save_adapter
+    from ..callbacks.facts import loss_title, pictures_beside
+    from ..plots import plot_loss
+    from .evaluation import answer_samples
+
+    initial = folder.checkpoints / "initial_adapter"
+    save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
+    trainer.processing_class.save_pretrained(str(folder.root))
+    for history in folder.checkpoints.glob("rank_history.*"):
+        shutil.copy(history, folder.root)
+    facts = read_facts(folder.facts)
+    rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
+    facts = replace(
+        facts,
+        samples=answer_samples(trainer.model, trainer.processing_class, rows),
+        adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
+        evaluation=_of_the_base(facts.evaluation, recipe.init),
+        run={**facts.run, "finished": True},
+    )
+    facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
+    plot_loss(facts.loss_history, folder.loss_curve, loss_title(facts))
+    facts = replace(facts, pictures=pictures_beside(folder.root, facts))
+    write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
+    write_text_atomically(folder.facts, facts.to_json())
+    return facts
+
+
+def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of the saved adapter, and what it was while it trained where that was something else."""
+    if saved["kind"] != trained["kind"]:  # AdaLoRA leaves as LoRA with ranks of its own; the trained rank is their mean
+        return {**trained, **saved, "rank": trained["rank"], "trained_as": trained["kind"]}
+    if saved.get("rank") != trained.get("rank"):  # PiSSA and OLoRA leave for the unchanged base with twice the rank
+        return {**trained, **saved, "trained_rank": trained["rank"]}
+    return {**trained, **saved}
+
+
+def _of_the_base(evaluation: Mapping[str, Any], init: str | None) -> dict[str, Any]:
+    """Return the evaluation without what only seems the base's: LoftQ's adapter is more than nothing at step 0."""
+    return {who: measured for who, measured in evaluation.items() if who != "base" or init != "loftq"}

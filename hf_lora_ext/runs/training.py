@@ -1,0 +1,256 @@
+"""The one seam to TRL: builds the objects that peft, transformers, bitsandbytes and trl take for a preset.
+
+Nothing heavy is imported at module top, so that a preset costs nothing until one of its objects is wanted.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+from ..choices.adapter import dtype_for
+from ..choices.methods import METHOD_FACTS, check_features, init_facts
+from ..choices.run import LORAPLUS_RATIO
+from ..errors import ConfigError, nearest
+from ..models.attention import check_packing
+from ..presets.arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from ..data.examples import Examples
+    from ..models.base_models import BaseModel
+    from ..presets.configuration import Preset
+
+__all__ = [
+    "adapter_config",
+    "build_trainer",
+    "counts_assistant_only",
+    "marks_assistant",
+    "method_callbacks",
+    "model_kwargs",
+    "optimizer_cls_and_kwargs",
+    "quantization_config",
+    "sft_config",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def adapter_config(preset: Preset) -> PeftConfig:
+    """Return the preset's adapter as a new peft configuration, or a copy of the user's own."""
+    if preset.own_lora_config is not None:
+        own = copy.deepcopy(preset.own_lora_config)
+        if init_facts(preset.init).by_callback:
+            own.init_lora_weights = True
+        return own
+    import peft
+
+    kind, given = adapter_arguments(preset)
+    return getattr(peft, kind)(**given)
+
+
+def quantization_config(preset: Preset) -> BitsAndBytesConfig | None:
+    """Return what the method holds the base in: 4-bit NF4, 8 bits, or None for its own precision."""
+    if preset.bits is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(**quantisation_arguments(fitted_to_this_machine(preset)) or {})
+
+
+class LoraPlus:
+    """LoRA+ as the trainer's optimizer factory: called with the model, returns AdamW with a faster B.
+
+    The trainer builds it where it builds its own, before it loads the optimizer's state, so a run resumes.
+    Given as a ready optimizer (`optimizers=`), it would hold the parameters of a model not yet wrapped or placed.
+    """
+
+    def __call__(self, model: Any, **kwargs: Any) -> Any:
+        """Return the optimizer for a PeftModel."""
+        import torch
+        from peft.optimizers import create_loraplus_optimizer
+
+        return create_loraplus_optimizer(model, torch.optim.AdamW, **kwargs)
+
+
+def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+    """Return the trainer's argument of this name for LoRA+, and None for what `args.optim` names."""
+    if preset.optimizer != "loraplus":
+        return None
+    return LoraPlus, {
+        "lr": args.learning_rate,
+        "loraplus_lr_ratio": LORAPLUS_RATIO,
+        "loraplus_weight_decay": args.weight_decay,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+    }
+
+
+def method_callbacks(preset: Preset) -> list[TrainerCallback]:
+    """Return new callbacks that method, initialisation and new tokens need."""
+    from .. import callbacks
+
+    return [getattr(callbacks, kind)(**given) for kind, given in callback_arguments(preset)]
+
+
+def model_kwargs(preset: Preset) -> dict[str, Any]:
+    """Return the keyword arguments that load the base as the preset wants it."""
+    kwargs: dict[str, Any] = {"dtype": fitted_to_this_machine(preset).dtype}
+    if preset.attention != "sdpa":
+        kwargs["attn_implementation"] = preset.attention
+    if (quantization := quantization_config(preset)) is not None:
+        kwargs["quantization_config"] = quantization
+    return kwargs
+
+
+def fitted_to_this_machine(preset: Preset) -> Preset:
+    """Return the preset with the precision that this machine computes in.
+
+    A preset declared for a GPU can so be built and tried where there is none; what differs is logged.
+    """
+    import torch  # noqa: F401 - once loaded, torch is asked for the hardware
+
+    from ..machine import find_hardware
+
+    here = find_hardware()
+    if here.kind == preset.hardware.kind and here.has_bfloat16 >= (preset.dtype == "bfloat16"):
+        return preset
+    dtype, _ = dtype_for(here)
+    if dtype != preset.dtype:
+        logger.info("the preset's %s is for %s; here it is %s", preset.dtype, preset.hardware, dtype)
+    checkpointing = preset.activation_checkpointing and here.kind == "cuda"  # elsewhere memory is ample
+    return replace(preset, dtype=dtype, hardware=here, activation_checkpointing=checkpointing)
+
+
+def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
+    """Return a trl `SFTConfig` for the preset on this machine; `overrides` replace its fields.
+
+    Raises:
+        ConfigError: If an override is not a field of `SFTConfig`.
+    """
+    from trl import SFTConfig
+
+    known = {field.name for field in fields(SFTConfig)}
+    # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    overrides = {_renamed(name, checkpointing): value for name, value in overrides.items()}
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"{name!r} is not a field of SFTConfig; {nearest(name, known)}")
+    fitted = fitted_to_this_machine(preset)
+    settings = {"output_dir": output_dir, **training_arguments(fitted, checkpointing)}
+    asked = {"checkpointing"} if overrides.get(checkpointing) else set()
+    asked |= {"packing"} if overrides.get("packing") else set()
+    check_features(METHOD_FACTS[fitted.method].features | asked)
+    if overrides.get("packing"):
+        check_packing(fitted.shape, fitted.attention)
+    try:
+        return SFTConfig(**(settings | overrides))
+    except ValueError as error:
+        raise ConfigError(f"SFTConfig refuses these settings: {str(error).splitlines()[0]}") from error
+
+
+def _renamed(field: str, checkpointing: str) -> str:
+    """Return an override's name as the installed transformers knows it."""
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        if field in {name, f"{name}_kwargs"}:
+            return field.replace(name, checkpointing)
+    return field
+
+
+def marks_assistant(tokenizer: Any) -> bool:
+    """Return whether trl can tell the assistant's turns from the others, each with the token that ends it.
+
+    The chat template marks them (`{% generation %}`), or trl has a marked form of this template.
+    """
+    from trl.chat_template_utils import (
+        get_training_chat_template,
+        has_generation_markers,
+        is_chat_template_stop_token_trained,
+    )
+
+    if not tokenizer.chat_template:
+        return False
+    try:
+        marked = None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
+        return bool(is_chat_template_stop_token_trained(tokenizer, chat_template=marked))
+    except ValueError:  # a template that trl does not know
+        return False
+
+
+def counts_assistant_only(tokenizer: Any, form: str, wished: bool | None) -> bool:
+    """Return whether the loss counts the assistant's turns alone: for messages, wherever that can be had.
+
+    Training on the answers alone did better than on questions too (QLoRA, table 10).
+
+    Args:
+        tokenizer: The model's tokenizer.
+        form: `prompt-completion`, of which trl counts the completion; `messages`; or `text`.
+        wished: What the user said; None leaves it to the template.
+
+    Raises:
+        ConfigError: If it was asked for and cannot be had.
+    """
+    if wished is not None and not wished:
+        return False
+    can = form == "messages" and marks_assistant(tokenizer)
+    if wished and not can:
+        why = (
+            "the chat template does not mark the assistant's turns ({% generation %}), and trl has no marked form of it"
+        )
+        raise ConfigError(
+            f"assistant_only_loss: {why if form == 'messages' else f'the data is {form}, not messages'}; leave it out"
+        )
+    return can
+
+
+def build_trainer(
+    preset: Preset,
+    base: BaseModel,
+    examples: Examples,
+    args: SFTConfig,
+    callbacks: Sequence[TrainerCallback] = (),
+    assistant_only: bool | None = None,
+) -> SFTTrainer:
+    """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it.
+
+    Args:
+        preset: The preset.
+        base: Where the base is.
+        examples: What it learns and is measured on.
+        args: The trainer's configuration.
+        callbacks: Callbacks beside the preset's own.
+        assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
+
+    Raises:
+        ConfigError: If only the assistant's turns are to count and cannot be told from the others.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from trl import SFTTrainer
+
+    args = copy.copy(args)
+    args.model_init_kwargs = None  # the model is loaded here, with these and more
+    tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
+    args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
+    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
+    model.name_or_path = model.config._name_or_path = base.recorded_name
+    set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=examples.train,
+        eval_dataset=examples.held_out,
+        peft_config=adapter_config(preset),
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(preset, args),
+        callbacks=[*method_callbacks(preset), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)  # our own lines say it
+    return trainer
