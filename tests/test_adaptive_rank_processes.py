@@ -96,8 +96,35 @@ def test_one_process_fed_what_two_have_seen_decides_the_same(two: Path, tiny_mod
             cut = {kind: value[(slice(rank),) * value.dim()] for kind, value in sums.items()}
             seen[name] = Moments(**cut)
         callback = AdaptiveRankCallback(target_rank=2)
-        callback.layers_ = AdapterLayers(model, "default", layers)
+        callback.layers_, callback.least_ = AdapterLayers(model, "default", layers), {}
         assert callback._best(seen, kept["budget"], 0)[1] == kept["ranks"]
+
+
+def test_dora_keeps_a_direction_of_each_layer_so_that_what_is_saved_answers_as_what_was_trained(
+    tiny_model: Path, tmp_path: Path
+):
+    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), dora=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = json.loads((tmp_path / "rank_history.json").read_text())["ranks"].values()
+    assert min(ranks) == 1
+    assert max(ranks) > 2
+    seen = torch.load(tmp_path / "answers.pt", weights_only=True)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(seen["input_ids"]).logits, seen["logits"], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "says"), [({"mode": "fixed"}, "in and out of the adapter"),
+                                                ({"budget_parameters": 300}, "below the")])  # fmt: skip
+def test_dora_in_two_processes_is_refused_where_it_cannot_keep_them(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], says: str
+):
+    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), dora=True, **settings)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.fixture(scope="module")

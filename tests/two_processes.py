@@ -37,13 +37,16 @@ def main(model_folder: str, output: str, **settings: Any) -> None:
     resume = settings.pop("resume", None)
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"])
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"],
+                        use_dora=settings.pop("dora", False))  # fmt: skip
     model = get_peft_model(base, config)
     mode = settings.pop("mode", "anneal")
+    parameters = settings.pop("budget_parameters", None)
+    budget: dict[str, Any] = {"budget_parameters": parameters} if parameters else {"target_rank": 2}
     if mode == "anneal":
-        callback = Recording(target_rank=2, events=3, probe_steps=2)
+        callback = Recording(**budget, events=3, probe_steps=2)
     else:
-        callback = Recording(target_rank=2, events=2, mode=mode)
+        callback = Recording(**budget, events=2, mode=mode)
     callback.folder = folder
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"input_ids": [2 + (n * i) % 90 for i in range(24)]} for n in range(48)]
@@ -68,6 +71,11 @@ def main(model_folder: str, output: str, **settings: Any) -> None:
     trainer.train(resume_from_checkpoint=resume)
     (folder / f"process-{trainer.args.process_index}.json").write_text(json.dumps(seen))
     trainer.save_model(str(folder / "adapter"))
+    ids = torch.arange(2, 26)[None]
+    with torch.no_grad():
+        answers = {"input_ids": ids, "logits": model.eval()(ids).logits}
+    if trainer.args.process_index == 0:
+        torch.save(answers, folder / "answers.pt")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from ..ranks.moves import apply_moves_, decide_moves, groups_of, rows_to_judge
 from ..ranks.probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..ranks.sketches import Sketches, Tap
 from ..ranks.storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
-from .trainer_fit import come_before_trackers_, put_precision_back_, refuse
+from .trainer_fit import come_before_trackers_, least_ranks, put_precision_back_, refuse
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -147,6 +147,7 @@ class AdaptiveRankCallback(TrainerCallback):
             )
         self.optimizer_: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         refuse(args, self.optimizer_, self.mode)
+        self.least_ = least_ranks(self.layers_, self.budget_, args.world_size, self.mode)
         settings, known = self._settings(state.max_steps), self.state_.groups
         self.state_ = self._continued(settings) if state.global_step else RankState(settings, groups=known)
         if state.global_step:
@@ -320,7 +321,7 @@ class AdaptiveRankCallback(TrainerCallback):
         criterion = self.criterion if moments else "svd"  # an early end may have seen nothing
         bases = find_bases(self.layers_.live, moments, criterion, step)
         worth = {name: (basis.values.square() / 2).tolist() for name, basis in bases.items()}
-        return bases, allocate_ranks(worth, self.layers_.costs, budget)
+        return bases, allocate_ranks(worth, self.layers_.costs, budget, least=self.least_)
 
     def _note(
         self,

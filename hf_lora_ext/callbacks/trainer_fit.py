@@ -12,12 +12,15 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
 from ..errors import ConfigError
+from ..ranks.allocation import parameters_of
 from ..ranks.optimizer_state import check_optimizer, load_precision_
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["come_before_trackers_", "come_last_", "put_precision_back_", "refuse"]
+    from ..ranks.storage import AdapterLayers
+
+__all__ = ["come_before_trackers_", "come_last_", "least_ranks", "put_precision_back_", "refuse"]
 
 OPTIMIZER_FILE: Final = "optimizer.pt"
 """The optimizer's state in a trainer's checkpoint."""
@@ -43,6 +46,29 @@ def refuse(args: TrainingArguments, optimizer: torch.optim.Optimizer, mode: str)
         problem += "LoraSFTTrainer, or PushMixin before another trainer, pushes what is within it"
     if problem:
         raise ConfigError(f"AdaptiveRankCallback: {problem}; switch it off, or use a plain LoraConfig")
+
+
+def least_ranks(layers: AdapterLayers, budget: int, processes: int, mode: str) -> dict[str, int]:
+    """Return the rank that a layer keeps whatever it is worth; 0 where it is not named.
+
+    Under DDP no parameter goes, and DoRA's magnitude trains on in a layer of rank 0, which would not be in what is
+    saved: it keeps a direction.
+
+    Raises:
+        ConfigError: If mode `fixed` would have to keep such layers, or the budget does not hold them.
+    """
+    if processes == 1:
+        return {}
+    least = {name: 1 for name, factors in layers.carrying.items() if factors.magnitude is not None}
+    problem = ""
+    if least and mode == "fixed":
+        problem = "moves layers in and out of the adapter, which DDP does not allow where DoRA trains magnitudes"
+    elif (needed := parameters_of(least, {name: layers.costs[name] for name in least})) > budget:
+        problem = f"has a budget of {budget:,} parameters, below the {needed:,} of one direction a layer, which DoRA "
+        problem += "keeps under DDP"
+    if problem:
+        raise ConfigError(f"AdaptiveRankCallback(mode={mode!r}) {problem}; use use_dora=False, or one process")
+    return least
 
 
 def put_precision_back_(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
