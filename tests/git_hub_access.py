@@ -31,16 +31,28 @@ class Account:
     role: Literal["write", "read", "fineGrained"]
     organisations: Mapping[str, Literal["admin", "write", "contributor", "read"]] = field(default_factory=dict)
     """Role in each organisation."""
-    scopes: tuple[str, ...] = ()
-    """Namespaces and repositories that a fine-grained token may write to."""
+    scopes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Namespace or repository → what a fine-grained token may do there."""
+    everywhere: tuple[str, ...] = ()
+    """What a fine-grained token may do to whatever its user may see."""
 
     def may_write(self, namespace: str, repo_id: str | None = None) -> bool:
         """Say whether the token may write to a namespace, or to one repository in it."""
         if self.role == "read":
             return False
-        if self.role == "fineGrained" and not {namespace, repo_id} & set(self.scopes):
+        if self.role == "fineGrained" and not self._is_granted("repo.write", namespace, repo_id):
             return False
         return namespace == self.user or self.organisations.get(namespace) in {"admin", "write"}
+
+    def may_propose(self, namespace: str, repo_id: str) -> bool:
+        """Say whether the token may open a pull request in a repository that it can read."""
+        if self.role != "fineGrained":
+            return self.role == "write"
+        held = (self._is_granted(name, namespace, repo_id) for name in ("repo.write", "discussion.write"))
+        return any(held) or "discussion.write" in self.everywhere
+
+    def _is_granted(self, permission: str, namespace: str, repo_id: str | None) -> bool:
+        return any(permission in self.scopes.get(name, ()) for name in (namespace, repo_id) if name)
 
     def may_see(self, namespace: str) -> bool:
         """Say whether the user belongs to a namespace."""
@@ -52,13 +64,10 @@ class Account:
         if self.role == "fineGrained":
             token["fineGrained"] = {
                 "canReadGatedRepos": True,
-                "global": [],
+                "global": list(self.everywhere),
                 "scoped": [
-                    {
-                        "entity": {"_id": name, "type": "model" if "/" in name else "user", "name": name},
-                        "permissions": ["repo.content.read", "repo.write"],
-                    }
-                    for name in self.scopes
+                    {"entity": {"_id": name, "type": self._kind(name), "name": name}, "permissions": list(permissions)}
+                    for name, permissions in self.scopes.items()
                 ],
             }
         orgs = [
@@ -70,6 +79,9 @@ class Account:
             "emailVerified": True, "orgs": orgs, "auth": {"type": "access_token", "accessToken": token},
         }  # fmt: skip
 
+    def _kind(self, name: str) -> str:
+        return "model" if "/" in name else "user" if name == self.user else "org"
+
 
 def default_accounts() -> dict[str, Account]:
     """Return the tokens every stand-in starts with: those of `me`, who writes for `lab`, and of the stranger `you`."""
@@ -77,7 +89,7 @@ def default_accounts() -> dict[str, Account]:
     return {
         WRITE_TOKEN: Account("me", "write", mine),
         READ_TOKEN: Account("me", "read", mine),
-        FINE_TOKEN: Account("me", "fineGrained", mine, scopes=("me/allowed",)),
+        FINE_TOKEN: Account("me", "fineGrained", mine, scopes={"me/allowed": ("repo.content.read", "repo.write")}),
         STRANGER_TOKEN: Account("you", "write"),
     }
 

@@ -171,6 +171,8 @@ class Hub:
             return self.writable(request)
         repository = self.readable(request)
         check_token(request.account)
+        if not request.account.may_propose(request.namespace, request.repo_id):
+            raise HubError(403, "Forbidden: this token may not open pull requests here")
         return repository
 
     def _is_own_pull(self, request: Request, revision: str) -> bool:

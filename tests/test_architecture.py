@@ -26,7 +26,7 @@ LAYERS = {
         "ranks": "events allocation",
         "adapters": "adalora_schedule",
         "hub": "landing",
-        "push": "leaks release release_terms release_card plan schedule",
+        "push": "leaks release release_terms release_card plan schedule token_scopes",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth"},
     2: {

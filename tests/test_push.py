@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from git_hub_access import FINE_TOKEN, READ_TOKEN, STRANGER_TOKEN
+from git_hub_access import FINE_TOKEN, READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, Account
 from git_hub_state import Hub
 from push_runs import COMMITS, REPO, lora_model, push, pushing_to, saved_adapter
 from safetensors.torch import load_file
@@ -309,7 +309,8 @@ def test_visibility_is_as_asked_or_refused(hub: Hub, adapter: Path):
         ("hf_nobodys", REPO, "does not accept the token"),
         (READ_TOKEN, REPO, "the token of me only reads"),
         (STRANGER_TOKEN, REPO, r"me is neither you \(you\) nor one of your organisations \(none\); push to you/sums"),
-        (FINE_TOKEN, "me/other", "403"),
+        (FINE_TOKEN, "me/other", r"the fine-grained token of me lacks repo.write for me \(has nothing there\); tick"),
+        (WRITE_TOKEN, "library/sums", "me only reads in library, .*; ask an admin of library .*, or push to me/sums"),
     ],
 )
 def test_who_may_not_write_is_told_in_one_line(
@@ -329,6 +330,31 @@ def test_a_fine_grained_token_writes_where_it_may(git_hub: Hub, adapter: Path):
     with pushing_to(git_hub, FINE_TOKEN):
         assert push(adapter, "me/allowed").status == "pushed"
         assert push(adapter, "me/allowed", revision="trial").status == "already there"
+
+
+@pytest.mark.parametrize(
+    ("scopes", "everywhere", "create_pr", "lack"),
+    [
+        ({"me": ("repo.content.read",)}, (), False, "repo.write for me"),
+        ({"me": ("repo.content.read",)}, (), True, "discussion.write for me/sums"),
+        ({"lab": ("repo.write",)}, (), False, "repo.write for me"),
+        ({"me": ("repo.write",)}, (), False, None),
+        ({"me": ("repo.content.read",)}, ("discussion.write",), True, None),
+    ],
+)
+def test_what_a_fine_grained_token_lacks_is_named_before_anything_is_sent(
+    git_hub: Hub, adapter: Path, scopes: dict, everywhere: tuple, create_pr: bool, lack: str | None
+):
+    git_hub.create(REPO)
+    token = "hf_fine_grained_token_of_mine"
+    git_hub.accounts[token] = Account("me", "fineGrained", {"lab": "write"}, scopes, everywhere)
+    with pushing_to(git_hub, token):
+        if lack is None:
+            assert push(adapter, create_pr=create_pr).status == "pushed"
+            return
+        with pytest.raises(PushError, match=rf"token of me lacks {lack} .*; tick .* at huggingface.co/settings/tokens"):
+            push(adapter, create_pr=create_pr)
+    assert wrote(git_hub) == set()
 
 
 def test_somebody_elses_repository_is_named(hub: Hub, adapter: Path):

@@ -25,10 +25,12 @@ class Account:
 
     name: str
     """User."""
-    organizations: tuple[str, ...]
-    """Their organisations."""
+    organizations: Mapping[str, str | None]
+    """Their organisations → their role in each: read, contributor, write or admin."""
     role: str | None
     """The token's role: read, write or fineGrained."""
+    token: Mapping[str, Any] = field(default_factory=dict)
+    """What the Hub says of the token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +93,8 @@ class Repository:
         """
         said = patiently(self.api.whoami, "asking the Hub who you are")
         token = (said.get("auth") or {}).get("accessToken") or {}
-        organizations = tuple(each["name"] for each in said.get("orgs") or ())
-        return Account(name=said["name"], organizations=organizations, role=token.get("role"))
+        organizations = {each["name"]: each.get("roleInOrg") for each in said.get("orgs") or ()}
+        return Account(name=said["name"], organizations=organizations, role=token.get("role"), token=token)
 
     def is_private(self) -> bool | None:
         """Return whether the repository is private, or None where there is none that this token sees."""

@@ -22,6 +22,7 @@ from .gathering import Gathered, gathered
 from .plan import MAIN, MESSAGE, PushPlan, PushRequest, PushResult
 from .preflight import Release, prepare
 from .release import outdated
+from .token_scopes import missing_permission
 from .verification import verify_release
 
 __all__ = ["check_access", "push_adapter"]
@@ -220,6 +221,13 @@ def _check_access(repo_id: str, account: Account, request: PushRequest, is_priva
             f"of your organisations ({', '.join(account.organizations) or 'none'}); push to {account.name}/"
             f"{repo_id.rpartition('/')[2]}"
         )
+    if is_private is None and account.organizations.get(owner) == "read":
+        raise PushError(
+            f"{account.name} only reads in {owner}, and there is no repository {repo_id} yet; ask an admin of {owner} "
+            f"for the role contributor or write, or push to {account.name}/{repo_id.rpartition('/')[2]}"
+        )
+    if lack := missing_permission(account.token, repo_id, as_pull_request=request.create_pr):
+        raise PushError(f"the fine-grained token of {account.name} {lack}")
     if is_private is None and request.create_pr:
         raise PushError(f"there is no repository {repo_id} to make a pull request to; leave create_pr out")
     if None not in (is_private, request.private) and is_private != request.private:
