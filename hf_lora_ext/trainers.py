@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LoraSFTTrainer", "PushMixin"]
 
 OURS: Final = frozenset(
-    {"create_pr", "dry_run", "license", "license_link", "license_name", "repo_id", "say", "tag", "verify"}
+    {"allow", "create_pr", "dry_run", "license", "license_link", "license_name", "repo_id", "say", "tag", "verify"}
 )
 """Arguments of `push_adapter` that `push_to_hub` passes on."""
 OF_THE_STOCK_CARD: Final = frozenset(

@@ -89,11 +89,49 @@ def test_a_licence_that_nobody_knows_of_the_base_is_said(hub: Hub, adapter: Path
     assert push(adapter, dry_run=True).plan.doubts == ()
 
 
+@pytest.mark.parametrize("private", [None, False])
+def test_a_private_base_stops_a_push_to_where_everybody_reads(hub: Hub, adapter: Path, private: bool | None):
+    hub.create("lab/secret", {"README.md": b"---\nlicense: mit\n---\n"}, private=True)
+    on_base(adapter, "lab/secret")
+    with pytest.raises(
+        UnfitError, match=r"the base lab/secret is private and me/sums is public.* \(--allow\) lab/secret"
+    ):
+        push(adapter, private=private, allow=["lab"])
+    assert not hub.exists("model", REPO)
+    result = push(adapter, private=private, allow=["lab/secret"])
+    assert (result.plan.allowed, result.status) == (("lab/secret",), "pushed")
+
+
+def test_a_private_base_may_be_named_where_only_its_readers_read(hub: Hub, adapter: Path):
+    hub.create("lab/secret", {"README.md": b"---\nlicense: mit\n---\n"}, private=True)
+    on_base(adapter, "lab/secret")
+    assert push(adapter, private=True, verify=False).status == "pushed"
+    assert push(adapter, verify=False).status == "already there"
+    hub.change(REPO, private=False)
+    with pytest.raises(UnfitError, match="lab/secret is private and me/sums is public: "):
+        push(adapter)
+
+
+def test_a_base_that_the_token_cannot_see_goes_once_its_name_is_allowed(hub: Hub, adapter: Path):
+    on_base(adapter, "you/deleted")
+    with pytest.raises(ConfigError, match=r"you/deleted is not on the Hub, or is private.* \(--allow\) you/deleted$"):
+        push(adapter)
+    doubt = "the Hub did not show you/deleted: whether everybody may know of it was not checked"
+    assert doubt in push(adapter, allow=["you/deleted"], dry_run=True).plan.doubts
+
+
+def test_a_gated_base_is_told_and_stops_nothing(hub: Hub, adapter: Path):
+    hub.create("you/gated", {"README.md": b"---\nlicense: mit\n---\n"}, gated="manual")
+    result = push(on_base(adapter, "you/gated"), dry_run=True)
+    assert result.plan.base == "you/gated, revision not recorded, gated: its owner decides who may load it"
+
+
 def test_a_licence_look_up_that_fails_is_no_licence(hub: Hub, adapter: Path):
     hub.create("lab/Llama-3.1-8B", {"README.md": b"---\nlicense: llama3.1\n---\n"})
     on_base(adapter, "lab/Llama-3.1-8B")
     hub.faults.add("info", "before", 503, skip=1)  # the first asks whether the repository is there
     assert push(adapter, dry_run=True).plan.doubts == (
+        "the Hub did not show lab/Llama-3.1-8B: whether everybody may know of it was not checked",
         "the licence of lab/Llama-3.1-8B: what it asks of an adapter was not checked",
     )
     facts = Facts(base_model=BaseModelFacts(name="lab/Llama-3.1-8B", on_hub=True, license="llama3.1"))
@@ -145,5 +183,5 @@ def test_the_token_of_the_push_is_the_one_that_asks_for_the_base(git_hub: Hub, a
     with pushing_to(git_hub, None):
         with pytest.raises((ConfigError, PushError)):
             push_adapter(on_base(adapter, "me/base"), "me/Llama-sums")
-        push_adapter(adapter, "me/Llama-sums", token=WRITE_TOKEN)
+        push_adapter(adapter, "me/Llama-sums", token=WRITE_TOKEN, private=True)
     assert git_hub.files("me/Llama-sums")["LICENSE"] == agreement

@@ -296,6 +296,13 @@ def test_what_cannot_be_pushed_is_refused_before_the_first_step(
     assert "again: " not in str(refused.value)
 
 
+def test_a_path_in_the_output_folder_goes_where_it_is_allowed(hub: Hub, tiny_model: Path, tmp_path: Path):
+    (tmp_path / CARD).write_text("---\nlicense: mit\n---\nData in /data/sums/train.json\n")
+    run(tiny_model, tmp_path, push := pusher(allow=["/data/sums/train.json"]), save_steps=4)
+    assert push.last_.problem is None
+    assert push.results_[-1].plan.allowed == ("/data/sums/train.json",)
+
+
 def test_a_secret_in_the_output_folder_is_refused_before_the_first_step(hub: Hub, tiny_model: Path, tmp_path: Path):
     (tmp_path / CARD).write_text("---\nlicense: mit\n---\nlog in with hf_" + "a" * 34 + "\n")
     with pytest.raises(PushError, match=r"README\.md"):

@@ -65,7 +65,12 @@ recipes = st.builds(
     seed=st.integers(0, 2**64),
     push=st.none()
     | st.builds(
-        PushChoice, repo=words, every_saves=st.none() | counts, private=st.none() | st.booleans(), tag=st.none() | words
+        PushChoice,
+        repo=words,
+        every_saves=st.none() | counts,
+        private=st.none() | st.booleans(),
+        tag=st.none() | words,
+        allow=st.just(()) | st.lists(words, min_size=1, max_size=3).map(tuple),
     ),
 )
 
@@ -162,6 +167,7 @@ def test_an_unknown_key_names_the_nearest_valid_one(raw, hint):
         {"seed": "0"},
         {"push": "me/x"},
         {"push": {"repo": "me/x", "every_saves": 0}},
+        {"push": {"repo": "me/x", "allow": "lab/secret"}},
         {"data": "data.jsonl"},
         {"data": []},
         {"training": [1]},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -67,6 +67,7 @@ class PushAdapterCallback(TrainerCallback):
         license: The adapter's licence by its Hub identifier; else the card's, else the base's.
         license_name: Its name, where `license` is `other`.
         license_link: Where its text is, where `license` is `other`.
+        allow: Logins, hosts, dataset ids, a private base's id and paths that may be published, word for word.
         wait_seconds: How long the end of the training waits for the last push, at most.
         say: Takes one line of what happens.
 
@@ -89,6 +90,7 @@ class PushAdapterCallback(TrainerCallback):
         license: str | None = None,
         license_name: str | None = None,
         license_link: str | None = None,
+        allow: Sequence[str] = (),
         wait_seconds: float = WAIT_SECONDS,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -100,7 +102,7 @@ class PushAdapterCallback(TrainerCallback):
         self.repo_id, self.tag, self.token = repo_id, tag, token
         self.wanted: dict[str, Any] = {
             "private": private, "revision": revision, "verify": verify,
-            "license": license, "license_name": license_name, "license_link": license_link,
+            "license": license, "license_name": license_name, "license_link": license_link, "allow": tuple(allow),
         }  # fmt: skip
         self.wait_seconds, self.say = wait_seconds, say
         self._request(is_last=True)  # its checks, early
@@ -197,6 +199,7 @@ class PushAdapterCallback(TrainerCallback):
             tag=self.tag if is_last else None,
             verify=self.wanted["verify"],
             terms={name: value for name, value in self.wanted.items() if name.startswith("license")},
+            allow=self.wanted["allow"],
         )
 
     def _refuse(self, args: TrainingArguments, model: Any) -> None:

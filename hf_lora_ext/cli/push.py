@@ -38,7 +38,7 @@ refused.
 @click.option("--license", metavar="ID", help="The adapter's licence by its Hub identifier; else the base's.")
 @click.option("--license-name", help="Its name, where --license is other.")
 @click.option("--license-link", help="Where its text is, where --license is other.")
-@click.option("--allow", multiple=True, metavar="WORD", help="A login, host, dataset or path that may be published.")
+@click.option("--allow", multiple=True, metavar="WORD", help="A login, host, dataset, base or path that may be public.")
 @click.option("--message", help="Title of the commit.")
 @click.option("--no-verify", is_flag=True, help="Do not download and compare what landed.")
 @click.option("--dry-run", is_flag=True, help="Show what would go where, and stop.")

@@ -47,6 +47,10 @@ class HubModel:
     """Its name, where the identifier is `other`."""
     license_link: str | None = None
     """Where its text is, where the identifier is `other`."""
+    is_private: bool = False
+    """Whether only some accounts may know of it."""
+    is_gated: bool = False
+    """Whether its owner decides who may load it; its name and card are public all the same."""
 
 
 def find_model(name: str, revision: str | None = None, token: str | None = None) -> HubModel | None:
@@ -86,6 +90,8 @@ def find_model(name: str, revision: str | None = None, token: str | None = None)
         license=card.license if card else None,
         license_name=card.license_name if card else None,
         license_link=card.license_link if card else None,
+        is_private=bool(info.private),
+        is_gated=bool(info.gated),
     )
 
 

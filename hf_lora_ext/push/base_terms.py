@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -45,8 +45,9 @@ def find_terms(
     card: Mapping[str, Any],
     given: Mapping[str, str | None],
     token: str | None = None,
-) -> tuple[BaseModelFacts | None, Terms]:
-    """Return the base with its licence where that is known, and the terms that the adapter goes under.
+    allowed: Collection[str] = (),
+) -> tuple[BaseModelFacts | None, Terms, hub.HubModel | None]:
+    """Return the base with its licence, the terms that the adapter goes under, and what the Hub says of the base.
 
     Args:
         base: What the adapter's config tells.
@@ -54,13 +55,15 @@ def find_terms(
         card: The metadata of the folder's own card.
         given: What the user said: `license`, `license_name`, `license_link`.
         token: Hub token; the one that is logged in if left out.
+        allowed: Names that may be published; a base of such a name need not be one that the token may see.
 
     Raises:
-        ConfigError: If nobody says what the licence is, or it is none of the Hub's.
+        ConfigError: If nobody says what the licence is, or it is none of the Hub's, or the Hub shows no such base.
     """
     local = Path(recorded) if recorded and Path(recorded).is_dir() else None
     found: dict[str, Any] = dict(_local_terms(local)) if local else {}
-    if base and base.on_hub and (model := hub.find_model(base.name, base.revision, token)) is not None:
+    model = _looked_up(base, token, allowed) if base and base.on_hub else None
+    if base and model is not None:
         base = replace(base, name=model.name)
         found = {"license": model.license, "license_name": model.license_name, "license_link": model.license_link}
     if base and base.license and not found.get("license"):
@@ -72,7 +75,19 @@ def find_terms(
     terms = Terms(id=str(first["license"]), name=first.get("license_name"), link=first.get("license_link"))
     if base and not base.license and found.get("license"):
         base = replace(base, license=str(found["license"]))
-    return base, terms
+    return base, terms, model
+
+
+def _looked_up(base: BaseModelFacts, token: str | None, allowed: Collection[str]) -> hub.HubModel | None:
+    try:
+        return hub.find_model(base.name, base.revision, token)
+    except ConfigError as error:
+        if base.name in allowed:
+            return None
+        raise ConfigError(
+            f"the adapter's base: {error}; where the name is right and may be public all the same, allow= (--allow) "
+            f"{base.name}"
+        ) from error
 
 
 def _local_terms(folder: Path) -> dict[str, Any]:

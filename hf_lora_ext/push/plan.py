@@ -42,7 +42,7 @@ class PushRequest:
     terms: Mapping[str, str | None] = field(default_factory=dict)
     """`license`, `license_name`, `license_link`."""
     allow: tuple[str, ...] = ()
-    """Logins, hosts, dataset ids and paths that may be published all the same."""
+    """Logins, hosts, dataset ids, a private base's id and paths that may be published all the same."""
 
     def command(self, folder: Path) -> str:
         """Return the command that pushes the same from a folder."""
@@ -101,7 +101,7 @@ class PushPlan:
     license: str
     """The licence's identifier."""
     base: str | None
-    """The base, with its revision where known."""
+    """The base, with its revision where known, and whether it is gated."""
     parameters: int
     """Numbers in the adapter."""
     as_pull_request: bool

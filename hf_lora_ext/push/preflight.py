@@ -15,6 +15,7 @@ from ..adapters.stored_adapter import StoredAdapter, check_against_config, read_
 from ..cards.facts import BaseModelFacts, Facts, read_facts
 from ..cards.licences import LICENCE_TERMS
 from ..errors import AdapterError, ConfigError, UnfitError
+from ..hub import HubModel
 from ..hub.landing import RemoteFile
 from ..hub.repository import is_public_dataset, stored_token
 from ..machine import private_folders, private_people, secrets_of_environment
@@ -76,6 +77,8 @@ class Release:
     """The weights, without their numbers."""
     doubts: tuple[str, ...] = ()
     """What could not be checked, one line each."""
+    is_base_gated: bool = False
+    """Whether the base's owner decides who may load it."""
 
     @property
     def wanted(self) -> dict[str, RemoteFile | None]:
@@ -88,7 +91,7 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
 
     Args:
         gathered: A folder that nobody else writes to; its files are changed here.
-        request: What was asked for, with the whole id of the repository.
+        request: What was asked for, with the whole id of the repository, and its visibility where it is there.
         token: The token that was given, which must not be in any file.
 
     Raises:
@@ -106,7 +109,7 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     changes, facts = _cut(folder, config, private)
     recorded = config.get("base_model_name_or_path")
     said = card_metadata_of(own) if own else {}
-    base, agreed = find_terms(find_base(config, facts), recorded, said, request.terms, token)
+    base, agreed, online = find_terms(find_base(config, facts), recorded, said, request.terms, token, private.allowed)
     changes += _add_texts(folder, base, recorded, agreed, token)
     told = replace(facts, base_model=base) if facts else Facts(base_model=base, adapter=describe_saved(folder))
     told = replace(told, repo_id=request.repo_id)
@@ -119,8 +122,10 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     leaks = [*_scan(folder, stored, private), *_leaks_in(_TITLE, request.message, private)]
     problems = [*map(str, _in_the_users_lines(leaks, own, card)), *card_problems(card)]
     problems += _undone(folder, request.repo_id, base, agreed, card)
-    if problems:
-        raise UnfitError(_refusal(problems, may_be_allowed=not all(leak.is_secret for leak in leaks)))
+    hidden = _hidden_base(online, request)
+    if problems or hidden:
+        may_be_allowed = not all(leak.is_secret for leak in leaks)
+        raise UnfitError(_refusal([*problems, *hidden], may_be_allowed=may_be_allowed))
     files = {path: identified(folder / path) for path in _listed(folder)}
     return Release(
         folder=folder,
@@ -130,7 +135,8 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
         base=base,
         terms=agreed,
         stored=stored,
-        doubts=_doubts(base, agreed),
+        doubts=_doubts(base, agreed, is_seen=online is not None),
+        is_base_gated=online is not None and online.is_gated,
     )
 
 
@@ -149,11 +155,26 @@ def _text(folder: Path, path: str) -> str:
     return text
 
 
-def _doubts(base: BaseModelFacts | None, terms: Terms) -> tuple[str, ...]:
+def _doubts(base: BaseModelFacts | None, terms: Terms, *, is_seen: bool) -> tuple[str, ...]:
     """Return what nobody here knows, one line each."""
-    if base is None or base.license or terms.id in LICENCE_TERMS:
-        return ()
-    return (f"the licence of {base.name}: what it asks of an adapter was not checked",)
+    doubts = []
+    if base and base.on_hub and not is_seen:
+        doubts.append(f"the Hub did not show {base.name}: whether everybody may know of it was not checked")
+    if base and not base.license and terms.id not in LICENCE_TERMS:
+        doubts.append(f"the licence of {base.name}: what it asks of an adapter was not checked")
+    return tuple(doubts)
+
+
+def _hidden_base(online: HubModel | None, request: PushRequest) -> list[str]:
+    """Return why the base's name must not go where it would: it is private, and the adapter is not known to be."""
+    if online is None or not online.is_private or request.private or online.name in request.allow:
+        return []
+    seen = "public" if request.private is False else "public, unless your account's default or private= says otherwise"
+    return [
+        f"the base {online.name} is private and {request.repo_id} is {seen}: {CARD} and {CONFIG} would tell its name; "
+        "push to a private repository (private=True, --private), or let the name be public: allow= (--allow) "
+        f"{online.name}"
+    ]
 
 
 def _read_config(file: Path) -> dict[str, Any]:

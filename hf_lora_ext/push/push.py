@@ -70,7 +70,8 @@ def push_adapter(
         license: The adapter's licence by its Hub identifier; else the card's, else the base's.
         license_name: Its name, where `license` is `other`.
         license_link: Where its text is, where `license` is `other`.
-        allow: Logins, hosts, dataset ids and paths that may be published, word for word; never a secret.
+        allow: Logins, hosts, dataset ids, a private base's id and paths that may be published, word for word; never a
+            secret.
         confirm: Called with the plan before anything is written; False stops there.
         say: Takes one line of progress.
 
@@ -137,7 +138,7 @@ def _push(
     say("check")
     account, repository, is_private = _accessible(request, token)
     request = replace(request, repo_id=repository.id)
-    release = prepare(found, request, token)
+    release = prepare(found, request if is_private is None else replace(request, private=is_private), token)
     head = None if is_private is None else repository.head(request.revision)
     seen = head or (None if is_private is None else repository.head(MAIN))  # which a new branch begins as
     there = repository.files(seen) if seen else {}
@@ -251,6 +252,7 @@ def _plan(
     missing = set(differing(release.wanted, there))
     base = release.base
     revision = f" at {base.revision}" if base and base.revision else ", revision not recorded" if base else ""
+    gate = ", gated: its owner decides who may load it" if release.is_base_gated else ""
     return PushPlan(
         repo_id=repository.id,
         revision=request.revision,
@@ -264,7 +266,7 @@ def _plan(
         doubts=release.doubts,
         allowed=request.allow,
         license=release.terms.id,
-        base=f"{base.name}{revision}" if base else None,
+        base=f"{base.name}{revision}{gate}" if base else None,
         parameters=release.stored.parameters,
         as_pull_request=request.create_pr,
         tag=request.tag,

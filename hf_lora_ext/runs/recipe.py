@@ -90,11 +90,13 @@ class PushChoice:
     """Its name, where `license` is `other`."""
     license_link: str | None = None
     """Where its text is, where `license` is `other`."""
+    allow: tuple[str, ...] = ()
+    """Logins, hosts, dataset ids, a private base's id and paths that may be published, word for word."""
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What every push of the run is given."""
-        names = ("private", "revision", "license", "license_name", "license_link")
+        names = ("private", "revision", "license", "license_name", "license_link", "allow")
         return {name: getattr(self, name) for name in names}
 
 
@@ -218,6 +220,7 @@ _PUSH_RULES: Final = {
     "license": TEXT,
     "license_name": TEXT,
     "license_link": TEXT,
+    "allow": Rule(is_names, "a list of names and paths that may be public"),
 }
 TRAINING_RULES: Final = {
     "activation_checkpointing": SWITCH,
@@ -318,8 +321,12 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
     given = _given(raw)
     data = given.pop("data")
     push = given.pop("push", None)
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    return Recipe(data=DataChoice(**data), push=PushChoice(**push) if push else None, **given)
+    given = _without_lists(given)
+    return Recipe(data=DataChoice(**data), push=PushChoice(**_without_lists(push)) if push else None, **given)
+
+
+def _without_lists(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -369,7 +376,8 @@ def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
     for section in {"data", "push"} & plain.keys():
-        plain[section] = {key: value for key, value in plain[section].items() if value is not None}
+        told = {key: value for key, value in plain[section].items() if value not in (None, ())}
+        plain[section] = {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
     if recipe.data.eval_source:
         plain["data"].pop("eval_fraction")
     return dump_yaml({key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()})
