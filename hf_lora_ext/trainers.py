@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 from trl import SFTTrainer
 
 from .callbacks import PushAdapterCallback
+from .callbacks.own_card import is_own
 from .errors import ConfigError, nearest
 from .push.gathering import lay_aside_model
 from .push.plan import PushResult
 from .push.push import push_adapter
+from .push.release import CARD
 from .push.schedule import schedule_of_strategy
 
 if TYPE_CHECKING:
@@ -59,6 +61,11 @@ class PushMixin:
         """Name the repository. It is made by the first push, not before anything is trained."""
         self.hub_model_id = _repo_of(self.args)
         self.push_in_progress = None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the stock card, unless the one that is there is a person's: trl writes one at each save."""
+        if not is_own(Path(self.args.output_dir) / CARD):
+            super().create_model_card(*args, **kwargs)  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, with the callback in place of the stock pushes of checkpoints."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import PAIRS
 
-from hf_lora_ext import Facts, FactsCallback, preset, render_card
+from hf_lora_ext import Facts, FactsCallback, preset, render_card, write_card
 from hf_lora_ext.callbacks.facts import hyperparameters, loss_history, training_method
+from hf_lora_ext.cards.ownership import sealed, text_block
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,72 @@ def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     trainer.train()
     return folder
+
+
+def again(tiny_model: Path, folder: Path, *callbacks, resume: str | None = None, **settings):
+    """Train the tiny model with trl's own trainer, which writes a card at each save."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    chosen = {"max_steps": 2, "save_steps": 1, "report_to": "none", "disable_tqdm": True, "bf16": False} | settings
+    trainer = SFTTrainer(
+        model=str(tiny_model), args=SFTConfig(str(folder), use_cpu=True, **chosen), callbacks=list(callbacks),
+        train_dataset=Dataset.from_list(PAIRS), peft_config=LoraConfig(r=2, target_modules=["q_proj"]),
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+BY_HAND = "---\nlicense: mit\n---\n# Mine\nBy hand.\n"
+WITHIN = sealed(f"# Made\n\n{text_block('What I think of it.')}\n")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("card", [BY_HAND, WITHIN], ids=["by hand", "between the marks"])
+def test_what_a_person_wrote_on_the_card_survives_trl_s_own_cards(tiny_model: Path, tmp_path: Path, card: str):
+    (tmp_path / "README.md").write_text(card)
+    again(tiny_model, tmp_path)
+    assert "trained using [TRL]" in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(card)
+    again(tiny_model, tmp_path, FactsCallback())
+    assert (tmp_path / "README.md").read_text() == card
+    assert not list(tmp_path.glob("README.own*"))
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_card_survives_a_run_that_dies_between_trl_s_card_and_its_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from transformers import Trainer
+
+    (tmp_path / "README.md").write_text(BY_HAND)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", lambda *a, **k: (_ for _ in ()).throw(OSError("died")))
+        with pytest.raises(OSError, match="died"):
+            again(tiny_model, tmp_path, FactsCallback())
+    assert (tmp_path / "README.md").read_text() != BY_HAND
+    again(tiny_model, tmp_path, FactsCallback())
+    assert (tmp_path / "README.md").read_text() == BY_HAND
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_what_was_stated_survives_another_training_in_the_folder(tiny_model: Path, tmp_path: Path):
+    again(tiny_model, tmp_path, FactsCallback())
+    write_card(tmp_path, language="en", intended_use="Sums.")
+    again(tiny_model, tmp_path, FactsCallback(), max_steps=3)
+    for folder in (tmp_path, tmp_path / "checkpoint-3"):
+        facts = Facts.from_dict(json.loads((folder / "facts.json").read_text()))
+        assert facts.run["steps"] == 3
+        assert (facts.stated.language, facts.stated.intended_use) == (("en",), "Sums.")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_facts_that_cannot_be_read_are_told_and_written_anew(tiny_model: Path, tmp_path: Path, caplog):
+    (tmp_path / "facts.json").write_text("{")
+    again(tiny_model, tmp_path, FactsCallback())
+    assert "what may be stated in it is lost" in caplog.text
+    assert json.loads((tmp_path / "facts.json").read_text())["run"]["steps"] == 2
 
 
 def test_facts_tell_model_data_settings_losses_and_environment(trained: Path):

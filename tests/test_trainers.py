@@ -135,6 +135,20 @@ def test_without_an_id_the_repository_is_named_after_the_folder(hub: Hub, licens
 
 
 @pytest.mark.slow
+def test_a_card_written_by_hand_is_pushed_from_every_save_and_stays(hub: Hub, licensed: Path, tmp_path: Path):
+    (tmp_path / CARD).write_text(card := "---\nlicense: mit\n---\n# Mine\nBy hand.\n")
+    trainer = sft(licensed, tmp_path, hub_strategy="every_save")
+    trainer.train()
+    trainer.save_model()
+    assert "# Mine\nBy hand.\n" in (tmp_path / CARD).read_text()
+    trainer.push_to_hub()
+    assert b"# Mine\nBy hand.\n" in hub.files(REPO)[CARD]
+    assert not list(tmp_path.glob("README.own*"))
+    (tmp_path / CARD).write_text(card)
+    PreferenceTrainer.create_model_card(trainer)
+    assert (tmp_path / CARD).read_text() == card
+
+
 def test_save_model_pushes_as_the_stock_trainer_does_and_makes_no_commit_of_the_same(
     hub: Hub, licensed: Path, tmp_path: Path
 ):

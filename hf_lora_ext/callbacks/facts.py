@@ -7,6 +7,7 @@ callback state.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -19,11 +20,12 @@ from transformers import TrainerCallback
 
 from ..adapters.peft_seam import describe_adapter, describe_quantization
 from ..cards.emissions import measured_emissions
-from ..cards.facts import BaseModelFacts, DataFacts, Facts, redact, write_text_atomically
+from ..cards.facts import BaseModelFacts, DataFacts, Facts, StatedFacts, read_facts, redact, write_text_atomically
 from ..data.examples import describe_dataset
-from ..errors import ResumeError
+from ..errors import ConfigError, ResumeError
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 from ..plots import plot_loss
+from .own_card import OwnCard
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,13 +37,15 @@ FACTS_FILE: Final = "facts.json"
 PROGRESS_FILE: Final = "facts_progress.json"
 LOSS_PICTURE: Final = "loss_curve.png"
 RANK_PICTURE: Final = "rank_history.png"
+logger = logging.getLogger(__name__)
 
 
 class FactsCallback(TrainerCallback):
     """Write `facts.json` when training ends: model, data, every hyperparameter, versions, hardware, losses.
 
     Beside it the loss curve is drawn. What codecarbon measured, if it ran, is taken up. Each checkpoint has the facts
-    of its moment.
+    of its moment. A README.md that you wrote in the trainer's output folder stays, and so does what you stated in facts
+    that are there (`write_card`): trl writes a card of its own at each save, which is put aside.
 
     A trainer shows its callbacks only token columns, so the dataset is handed over here; without one, the
     facts have no data section.
@@ -82,6 +86,7 @@ class FactsCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock, or take it up where the checkpoint left it."""
+        self.card_ = OwnCard(Path(args.output_dir)) if state.is_world_process_zero else None
         self.clock_ = time.monotonic()
         self.seconds_before_ = 0.0
         self.resumed_at_ = datetime.now(UTC)
@@ -108,6 +113,8 @@ class FactsCallback(TrainerCallback):
     ) -> None:
         """Leave the clock and the data's fingerprint in the checkpoint, and the facts as they are by now."""
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.card_ is not None:
+            self.card_.put_back_()
         if not state.is_world_process_zero or not checkpoint.is_dir():
             return
         progress = {
@@ -128,8 +135,9 @@ class FactsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Write the facts."""
-        if not state.is_world_process_zero:
+        if self.card_ is None:
             return
+        self.card_.put_back_(is_over=True)
         path = self.path or Path(args.output_dir) / FACTS_FILE
         clean = self._clean(args, state, model, path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +152,7 @@ class FactsCallback(TrainerCallback):
 
     def _gather(self, args: TrainingArguments, state: TrainerState, model: Any) -> Facts:
         history = loss_history(state.log_history)
+        file = self.path or Path(args.output_dir) / FACTS_FILE
         run = {
             "started": self.started_,
             "method": training_method(args),
@@ -168,10 +177,20 @@ class FactsCallback(TrainerCallback):
             evaluation=_evaluation(state.log_history),
             environment={"versions": software_versions(), "hardware": describe_hardware()},
             recipe=self.recipe,
+            stated=_stated_in(file),
         )
 
     def _train_seconds(self) -> float:
         return self.seconds_before_ + time.monotonic() - self.clock_
+
+
+def _stated_in(file: Path) -> StatedFacts | None:
+    """Return what the author said of the adapter in the facts that are there, which a later training leaves true."""
+    try:
+        return read_facts(file).stated if file.is_file() else None
+    except ConfigError as error:
+        logger.warning("what may be stated in it is lost: %s", error)
+        return None
 
 
 def loss_history(log: list[dict[str, Any]]) -> tuple[dict[str, float], ...]:

@@ -22,6 +22,7 @@ from ..push.queue import Outcome, Parcel, PushQueue, remove_unfinished
 from ..push.release import CONFIG, WEIGHTS
 from ..push.schedule import PushSchedule
 from ..ranks.storage import over_budget
+from .own_card import OwnCard
 from .trainer_fit import come_last_
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class PushAdapterCallback(TrainerCallback):
     Works in SFTTrainer, the other TRL trainers and plain Trainer. Everything that can be known is checked when the
     training begins. A push runs in a thread, from a folder that is laid aside, so that training and the rotation of
     checkpoints go on; one at a time, and a newer one takes the place of one that waits. A push that fails is logged,
-    its folder kept in `to_push` of the output folder, and the training ends as it would.
+    its folder kept in `to_push` of the output folder, and the training ends as it would. A README.md that you wrote in
+    the output folder is what goes; trl's own, written over it at each save, is put aside.
 
     Example::
 
@@ -125,6 +127,7 @@ class PushAdapterCallback(TrainerCallback):
         self.queue_: PushQueue | None = None
         if not state.is_world_process_zero:
             return
+        self.card_ = OwnCard(Path(args.output_dir))
         self.saves_ = _saves_until(Path(args.output_dir), state.global_step)
         self.results_: list[PushResult] = []
         self.last_: Outcome | None = None
@@ -142,6 +145,7 @@ class PushAdapterCallback(TrainerCallback):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.queue_ is None or not checkpoint.is_dir():
             return
+        self.card_.put_back_()
         self.saves_ += 1
         write_text_atomically(checkpoint / PROGRESS_FILE, json.dumps({"saves": self.saves_}))
         self._tell()
@@ -166,6 +170,7 @@ class PushAdapterCallback(TrainerCallback):
         """Push what the training ends with, and wait for it."""
         if self.queue_ is None:
             return
+        self.card_.put_back_(is_over=True)
         if self.schedule.at_end:
             self._put_end(args, state, model, processing_class)
         self._wait()
