@@ -77,6 +77,15 @@ def test_the_server_is_waited_for_as_long_as_it_asks(git_hub: Hub, adapter: Path
         ("create", "before", 503, None, "making me/sums: the Hub answered 503"),
         ("validate-yaml", "before", "html", COMMITS[1:], "no JSON; no commit was made"),
         ("preupload", "before", 503, COMMITS[1:], "503; no commit was made"),
+        (
+            "xet-token",
+            "before",
+            503,
+            COMMITS[1:],
+            "to write large files of me/sums: the Hub answered 503; no commit was",
+        ),
+        ("xet-token", "before", "drop", COMMITS[1:], "out of reach .*; no commit was made"),
+        ("xet-token", "before", 403, COMMITS[1:], r"the Hub refuses \(403\): .*; no commit was made"),
         ("commit", "before", 503, COMMITS[1:], "503; no commit was made"),
         ("commit", "before", 429, COMMITS[1:], "rate limit for you; no commit was made"),
         ("commit", "before", "drop", COMMITS[1:], "no commit was made"),
@@ -98,6 +107,17 @@ def test_a_fault_that_stays_ends_in_the_truth_and_the_same_again_finishes(
         again = push(adapter, tag="v1")
     assert git_hub.history(REPO) == COMMITS
     assert again.commit == git_hub.head(REPO, "v1") == git_hub.head(REPO)
+
+
+def test_a_try_that_failed_is_told_with_what_is_waited_for(git_hub: Hub, adapter: Path):
+    git_hub.faults.add("commit", "before", 503, times=2)
+    lines: list[str] = []
+    with pushing_to(git_hub):
+        push(adapter, verify=False, say=lines.append)
+    assert [line for line in lines if line.startswith("try")] == [
+        "try 1 of 5 failed: the Hub answered 503; the next in 1 s",
+        "try 2 of 5 failed: the Hub answered 503; the next in 2 s",
+    ]
 
 
 @pytest.mark.parametrize("what", ["drop", 503, "html"])

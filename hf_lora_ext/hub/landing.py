@@ -10,10 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["TRIES", "Landing", "RemoteFile", "differing", "first_after", "judge", "wait_seconds"]
+__all__ = [
+    "LONGEST_TRIES_SECONDS",
+    "TRIES",
+    "Landing",
+    "RemoteFile",
+    "differing",
+    "first_after",
+    "judge",
+    "wait_seconds",
+]
 
 TRIES: Final = 5
 """How often a call is made before it counts as failed; the client's own downloads are as patient."""
+LONGEST_TRIES_SECONDS: Final = 300.0
+"""After how long a failed commit is not tried again; one try of hf_xet can take 360 s by itself."""
 LONGEST_WAIT_SECONDS: Final = 60.0
 """The longest wait that a server may ask for before the push gives up and says so."""
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from ..errors import PushError
 from .failures import Failure, Result, failure_of, patiently
-from .landing import Landing, RemoteFile, differing, first_after, judge, wait_seconds
+from .landing import LONGEST_TRIES_SECONDS, TRIES, Landing, RemoteFile, differing, first_after, judge, wait_seconds
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -168,9 +171,36 @@ class Repository:
         def fetch(path: str) -> str:
             return self.api.hf_hub_download(self.id, path, revision=commit, cache_dir=folder)
 
+        self._check_transfer("read", commit)
         # The client itself is patient with a download; what a second try mends is a body that was cut short.
         found = [Path(patiently(partial(fetch, path), f"downloading {path}", tries=2)) for path in paths]
         return found[0].parents[len(Path(paths[0]).parts) - 1]
+
+    def _check_transfer(self, way: Literal["read", "write"], revision: str, *, as_request: bool = False) -> None:
+        """Ask for the token that a transfer by Xet begins with, because hf_xet is silent about one that it cannot get.
+
+        hf_xet 1.8 asks for it again for up to 6 minutes, and calls a refusal a network error
+        (`HF_XET_CLIENT_RETRY_MAX_DURATION` in xet-runtime, src/config/groups/client.rs).
+
+        Raises:
+            PushError: If the Hub refuses it.
+            HubAway: If it fails to the end.
+        """
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+        if constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None:
+            return
+        place = f"{self.api.endpoint}/api/models/{self.id}/xet-{way}-token/{quote(revision, safe='')}"
+        query = "?create_pr=1" * as_request
+
+        def asked() -> None:
+            answer = get_session().get(place + query, headers=build_hf_headers(token=self.api.token))
+            if answer.status_code != 404:  # then the client may know another way, and says it where it does not
+                hf_raise_for_status(answer)
+                answer.json()
+
+        patiently(asked, f"asking for the token to {way} large files of {self.id}")
 
     def open_pull_request(self, author: str, wanted: Mapping[str, RemoteFile | None]) -> Landed | None:
         """Return an open pull request of `author` that holds what is wanted, or None."""
@@ -197,6 +227,7 @@ class Repository:
         revision: str,
         message: str,
         pull_request_of: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> Landed:
         """Make one commit on `parent`, and return only when the Hub holds it.
 
@@ -207,11 +238,15 @@ class Repository:
             revision: Branch.
             message: Title of the commit.
             pull_request_of: The user's name, where it becomes a pull request of theirs.
+            say: Takes one line for each try that failed, with how long is waited before the next.
 
         Raises:
             PushError: If it was refused, another commit was first, or the Hub failed to the end.
         """
-        attempt = 0
+        if change.added:
+            with _told_as_no_commit():
+                self._check_transfer("write", revision, as_request=pull_request_of is not None)
+        attempt, began = 0, time.monotonic()
         while True:
             attempt += 1
             failure, link = self._try_to_commit(change, parent, revision, message, pull_request_of is not None)
@@ -221,8 +256,9 @@ class Repository:
             if failure is None:
                 raise PushError(f"{self.id}: the Hub said that the commit is made, and does not show it; run it again")
             pause = wait_seconds(attempt, failure.retry_after) if failure.kind == "transient" else None
-            if pause is None:
+            if pause is None or time.monotonic() - began > LONGEST_TRIES_SECONDS:
                 raise PushError(f"committing to {self.id}: {failure.told}; no commit was made")
+            say(f"try {attempt} of {TRIES} failed: {failure.text}; the next in {pause:g} s")
             time.sleep(pause)
 
     def _try_to_commit(
@@ -278,6 +314,14 @@ class Repository:
         after = first_after(parent, history)
         is_ours = after is not None and not differing(wanted, self.files(after))
         return judge(parent, history, is_ours)
+
+
+@contextmanager
+def _told_as_no_commit() -> Iterator[None]:
+    try:
+        yield
+    except PushError as error:
+        raise type(error)(f"{error}; no commit was made") from error
 
 
 def stored_token() -> str | None:

@@ -149,7 +149,7 @@ def _push(
     if confirm is not None and not confirm(plan):
         return PushResult(status="declined", repo_id=repository.id, plan=plan)
     say(f"commit {sum(plan.files.values()):,} bytes")
-    landed = _commit(repository, request, release, account.name, head, there)
+    landed = _commit(repository, request, release, account.name, head, there, say)
     checked: tuple[str, ...] = ()
     if request.verify:
         say(f"verify {landed.commit}")
@@ -297,6 +297,7 @@ def _commit(
     user: str,
     head: str | None,
     there: Mapping[str, RemoteFile],
+    say: Say,
 ) -> Landed:
     """Return the commit that holds the release: one that is there, or a new one."""
     if head is None:
@@ -318,6 +319,7 @@ def _commit(
         revision=request.revision,
         message=request.message,
         pull_request_of=user if request.create_pr else None,
+        say=say,
     )
 
 
