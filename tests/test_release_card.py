@@ -5,7 +5,14 @@ import pytest
 from hf_lora_ext import ConfigError, Facts, render_card
 from hf_lora_ext.cards.facts import BaseModelFacts
 from hf_lora_ext.cards.ownership import is_machine_made
-from hf_lora_ext.push.release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
+from hf_lora_ext.push.release_card import (
+    base_metadata,
+    card_for,
+    card_metadata_of,
+    card_problems,
+    tags_without_paths,
+    with_metadata,
+)
 
 BASE = BaseModelFacts(name="me/base", on_hub=True, license="mit")
 KNOWN = Facts(base_model=BASE, adapter={"kind": "LORA", "rank": 2})
@@ -77,3 +84,22 @@ def test_malformed_metadata_is_named():
         card_metadata_of("---\na: [1\n---\n")
     with pytest.raises(ConfigError, match="no mapping"):
         card_metadata_of("---\n- a\n---\n")
+
+
+@pytest.mark.parametrize(
+    ("tags", "kept"),
+    [
+        (["lora", "base_model:adapter:/srv/models/x"], ["lora"]),
+        (["base_model:adapter:C:\\models\\x"], None),
+        (["lora", "base_model:adapter:me/x", "base_model:me/x"], {}),
+        (["lora", "transformers"], {}),
+    ],
+)
+def test_a_path_that_peft_puts_into_a_tag_goes_and_other_tags_stay(tags: list[str], kept: object):
+    card, _ = with_metadata("# Mine\n", {"tags": tags})
+    assert tags_without_paths(card) == (kept if kept == {} else {"tags": kept})
+
+
+def test_tags_that_are_no_list_are_left_alone():
+    assert tags_without_paths("---\ntags: lora\n---\n") == {}
+    assert tags_without_paths("# Mine\n") == {}

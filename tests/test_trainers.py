@@ -145,7 +145,7 @@ def test_a_card_written_by_hand_is_pushed_from_every_save_and_stays(hub: Hub, li
     assert b"# Mine\nBy hand.\n" in hub.files(REPO)[CARD]
     assert not list(tmp_path.glob("README.own*"))
     (tmp_path / CARD).write_text(card)
-    PreferenceTrainer.create_model_card(trainer)
+    trainer.create_model_card()
     assert (tmp_path / CARD).read_text() == card
 
 

@@ -24,7 +24,7 @@ from .gathering import Gathered
 from .leaks import Leak, PrivateNames, find_private_names, find_secrets, redacted_json
 from .plan import PushRequest
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, is_machine_made, is_text, without_remarks
-from .release_card import base_metadata, card_for, card_metadata_of, card_problems, with_metadata
+from .release_card import base_metadata, card_for, card_metadata_of, card_problems, tags_without_paths, with_metadata
 from .release_terms import Terms, find_missing, notice_for
 
 __all__ = ["Release", "ReleasedFile", "identified", "prepare"]
@@ -116,7 +116,8 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     card, origin = card_for(own, told, is_of_a_run=facts is not None)
     if facts:
         (folder / "facts.json").write_text(told.to_json(), encoding="utf8")
-    card, amended = with_metadata(card, base_metadata(base) | {"library_name": "peft"} | agreed.metadata())
+    must = base_metadata(base) | {"library_name": "peft"} | agreed.metadata() | tags_without_paths(card)
+    card, amended = with_metadata(card, must)
     changes += [f"{CARD}: {origin}" + (f"; metadata set: {', '.join(amended)}" if amended else "")]
     (folder / CARD).write_text(card, encoding="utf8", newline="")
     leaks = [*_scan(folder, stored, private), *_leaks_in(_TITLE, request.message, private)]

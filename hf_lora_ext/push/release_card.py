@@ -12,9 +12,11 @@ from ..cards.ownership import is_machine_made, resealed, your_text
 from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, read_yaml
 
-__all__ = ["base_metadata", "card_for", "card_metadata_of", "card_problems", "with_metadata"]
+__all__ = ["base_metadata", "card_for", "card_metadata_of", "card_problems", "tags_without_paths", "with_metadata"]
 
 _HEADER: Final = re.compile(r"\A\s*---\r?\n(?P<yaml>.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
+_HUB_ID: Final = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_BASE_TAG: Final = re.compile(r"base_model:(?:adapter:)?(?P<base>.+)")
 _PLACEHOLDER: Final = re.compile(
     r"More Information Needed|fine-tuned version of \[?None\]?|^base_model: None", re.MULTILINE
 )
@@ -75,13 +77,26 @@ def base_metadata(base: BaseModelFacts | None) -> dict[str, Any]:
     return {"base_model": base.name, "base_model_relation": "adapter"}
 
 
+def tags_without_paths(card: str) -> dict[str, Any]:
+    """Return the card's tags where peft has put a local base's path into one of them, without that one.
+
+    `save_pretrained` of peft 0.21 writes `base_model:adapter:` and the path into whatever card is there; the Hub makes
+    that tag of `base_model` by itself.
+    """
+    tags = card_metadata_of(card).get("tags")
+    if not isinstance(tags, list):
+        return {}
+    kept = [tag for tag in tags if not (found := _BASE_TAG.fullmatch(str(tag))) or _HUB_ID.fullmatch(found["base"])]
+    return {"tags": kept or None} if kept != tags else {}
+
+
 def card_problems(card: str) -> list[str]:
     """Return what the Hub would refuse, or a reader should not be shown."""
     problems = []
     metadata = card_metadata_of(card)
     bases = metadata.get("base_model")
     for base in bases if isinstance(bases, list) else [bases] if bases else []:
-        if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", str(base)):
+        if not _HUB_ID.fullmatch(str(base)):
             problems.append(f"README.md's base_model {base!r} is no Hub id such as owner/name; correct or remove it")
     if "licence" in metadata:
         problems.append("README.md's metadata has the key licence, the Hub reads license; rename it")
