@@ -1,7 +1,12 @@
 """What a base model's licence asks of an adapter that is passed on, by the licence's Hub identifier.
 
-Sources: section 1.b of each Llama community licence, sections 3.1 and 3.2 of the Gemma Terms of Use. This names what
-to do; it is no legal advice, and the agreement itself is what binds.
+Read, word for word: section 1.b of `models/llama3_1/LICENSE`, `llama3_2`, `llama3_3` and `llama4` and of
+`License/Llama2.txt` in https://github.com/meta-llama/llama-models, of `LICENSE` in
+https://github.com/meta-llama/llama3, and sections 3.1 and 3.2 of the Gemma Terms of Use as last modified on March 24,
+2025 (https://ai.google.dev/gemma/terms, in a copy). From them are the attributions, "Built with …", what the name
+begins with, and where the policies are; www.llama.com/…/license is where Meta shows the agreements. Llama 2 alone asks
+neither for "Built with …" nor for a name. Not covered: other licences' duties, and what no program can see, such as
+the 700 million users of section 2. This names what to do; it is no legal advice, and the agreement is what binds.
 """
 
 from dataclasses import dataclass
@@ -45,7 +50,7 @@ LICENCE_TERMS: Final = {
         agreement="https://ai.meta.com/llama/license/",
         policy="https://ai.meta.com/llama/use-policy/",
         attribution=(
-            "Llama 2 is licensed under the LLAMA 2 Community License, Copyright © Meta Platforms, Inc. "
+            "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
             "All Rights Reserved."
         ),
     ),
@@ -60,4 +65,4 @@ LICENCE_TERMS: Final = {
         attribution="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
     ),
 }
-"""Hub identifier → terms; a licence that is not here asks for nothing that a card could say."""
+"""Hub identifier → terms; what a licence that is not here asks for is not checked."""

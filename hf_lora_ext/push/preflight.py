@@ -25,7 +25,7 @@ from .leaks import Leak, PrivateNames, find_private_names, find_secrets, redacte
 from .plan import PushRequest
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, is_machine_made, is_text, without_remarks
 from .release_card import base_metadata, card_for, card_metadata_of, card_problems, tags_without_paths, with_metadata
-from .release_terms import Terms, find_missing, notice_for
+from .release_terms import Terms, find_doubts, find_missing, notice_for
 
 __all__ = ["Release", "ReleasedFile", "identified", "prepare"]
 
@@ -161,9 +161,7 @@ def _doubts(base: BaseModelFacts | None, terms: Terms, *, is_seen: bool) -> tupl
     doubts = []
     if base and base.on_hub and not is_seen:
         doubts.append(f"the Hub did not show {base.name}: whether everybody may know of it was not checked")
-    if base and not base.license and terms.id not in LICENCE_TERMS:
-        doubts.append(f"the licence of {base.name}: what it asks of an adapter was not checked")
-    return tuple(doubts)
+    return (*doubts, *(find_doubts(base.name, base.license, terms) if base else ()))
 
 
 def _hidden_base(online: HubModel | None, request: PushRequest) -> list[str]:

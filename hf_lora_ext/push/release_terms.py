@@ -10,7 +10,7 @@ from typing import Final
 from ..cards.licences import LICENCE_TERMS
 from ..errors import ConfigError, nearest
 
-__all__ = ["HUB_LICENCES", "Terms", "find_missing", "licence_of_text", "notice_for"]
+__all__ = ["HUB_LICENCES", "Terms", "find_doubts", "find_missing", "licence_of_text", "notice_for"]
 
 HUB_LICENCES: Final = frozenset(
     """
@@ -26,6 +26,12 @@ HUB_LICENCES: Final = frozenset(
     """.split()
 )
 """The identifiers that a card may have (https://huggingface.co/docs/hub/repositories-licenses)."""
+
+
+_FREE: Final = frozenset(
+    "apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear isc zlib unlicense wtfpl cc0-1.0 cc-by-4.0".split()
+)
+"""Licences that let changed works go under another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,8 @@ class Terms:
             raise ConfigError(f"license {self.id!r} is no identifier of the Hub ({nearest(self.id, HUB_LICENCES)})")
         if self.id == "other" and not (self.name and self.link):
             raise ConfigError(
-                "license other needs its name and a link to its text; give license_name= and license_link="
+                "license other needs its name and a link to its text; give license_name= (--license-name) and "
+                "license_link= (--license-link)"
             )
 
     def metadata(self) -> dict[str, str]:
@@ -102,12 +109,39 @@ def find_missing(license: str, repository: str, files: Iterable[str], card: str,
         missing.append(f"a name that begins with {prefix} ({repository!r} does not): push to {prefix}-{repository}")
     if not any(path.partition(".")[0] in {"LICENSE", "LICENCE"} for path in files):
         missing.append(f"a copy of the agreement ({asked.agreement}): put it into the folder as LICENSE")
-    if asked.attribution not in notice:
+    if _plain(asked.attribution) not in _plain(notice):
         missing.append(f"a NOTICE file with the line {asked.attribution!r}")
     shown = asked.built_with or (asked.policy if license == "gemma" else None)
     if shown and shown not in card:
         missing.append(f"{shown!r} on the card: write it into README.md")
     return missing
+
+
+def _plain(text: str) -> str:
+    """Return a text without what differs between copies of one sentence: line breaks, and how © is written."""
+    return " ".join(text.replace("©", "(c)").split())
+
+
+def find_doubts(base: str, license: str | None, terms: Terms) -> list[str]:
+    """Return what a licence may ask for that nobody here checks, one line each.
+
+    Args:
+        base: The base's name.
+        license: The base's licence, where it is known.
+        terms: What the adapter goes under.
+    """
+    if license in LICENCE_TERMS or (not license and terms.id in LICENCE_TERMS):
+        return []
+    if not license or license in {"other", "unknown"}:
+        return [f"the licence of {base}: what it asks of an adapter was not checked"]
+    if "rail" in license:
+        return [
+            f"the licence of {base}, {license}, forbids uses and asks to pass that on with a copy of it (sections 4, "
+            "5): that was not checked"
+        ]
+    if license != terms.id and license not in _FREE:
+        return [f"{base} is under {license} and the adapter goes under {terms.id}: whether it may was not checked"]
+    return []
 
 
 def _begins(name: str, words: str) -> bool:
