@@ -54,6 +54,20 @@ def test_what_was_found_is_said_on_standard_error_with_exit_code_2(capsys, hub: 
     assert "again: `hf-lora push" in err
 
 
+def test_a_secret_in_the_title_is_not_told_again(capsys, hub: Hub, adapter: Path):
+    secret = "hf_" + "a1B2" * 9
+    code, out, err = outcome(capsys, "push", adapter, REPO, "--license", "mit", "--yes", "--message", secret)
+    assert (code, "the commit's message:1: a Hugging Face token" in err) == (2, True)
+    assert secret not in out + err
+
+
+def test_a_rollback_to_no_version_names_those_that_there_are(capsys, hub: Hub, adapter: Path):
+    outcome(capsys, "push", adapter, REPO, "--license", "mit", "--tag", "v1", "--yes", "--no-verify")
+    outcome(capsys, "push", adapter, REPO, "--license", "mit", "--tag", "v1", "--yes")
+    code, _, err = outcome(capsys, "rollback", REPO, "v9")
+    assert (code, "give a commit or one of its tags: v1" in " ".join(err.split())) == (2, True)
+
+
 @pytest.mark.parametrize("verb", ["verify", "rollback"])
 def test_a_version_that_is_not_there_is_named(capsys, hub: Hub, verb: str):
     arguments = [REPO, "--revision", "v9"] if verb == "verify" else [REPO, "v9"]

@@ -85,6 +85,9 @@ def test_the_same_again_makes_no_second_commit(hub: Hub, adapter: Path):
     assert (again.status, again.commit) == ("already there", first.commit)
     assert again.plan.unchanged == tuple(again.plan.files)
     assert hub.history(REPO) == COMMITS
+    steps: list[str] = []
+    push(adapter, tag="v1", say=steps.append)
+    assert "commit nothing: the Hub holds the same bytes" in steps
 
 
 def test_a_changed_adapter_is_a_second_commit_and_foreign_files_stay(hub: Hub, adapter: Path, tiny_model: Path):
@@ -192,7 +195,8 @@ def test_a_trainer_is_pushed_with_its_tokenizer_and_facts(hub: Hub, tiny_model: 
 def test_a_folder_of_checkpoints_names_the_one_with_an_adapter(hub: Hub, adapter: Path, tmp_path: Path):
     out = tmp_path / "out"
     (out / "checkpoint-3").mkdir(parents=True)
-    (adapter / WEIGHTS).rename(out / "checkpoint-3" / WEIGHTS)
+    for name in (CONFIG, WEIGHTS):
+        (adapter / name).rename(out / "checkpoint-3" / name)
     (out / "checkpoint-3" / "trainer_state.json").write_text("{}")
     with pytest.raises(AdapterError, match=r"checkpoint-3 has one"):
         push(out)
@@ -359,9 +363,29 @@ def test_what_a_fine_grained_token_lacks_is_named_before_anything_is_sent(
 
 def test_somebody_elses_repository_is_named(hub: Hub, adapter: Path):
     hub.create("you/theirs")
-    with pytest.raises(PushError, match=r"403.*create_pr"):
+    with pytest.raises(PushError, match=r"403.*`hf-lora push --create-pr`"):
         push(adapter, "you/theirs")
     assert push(adapter, "you/theirs", create_pr=True).pull_request
+
+
+@pytest.mark.parametrize(
+    "repo",
+    ["me/a--b", "me/a..b", "me/a.", "me/-a", "me/aünï", "me/a b", "me/a/b", "me/", "https://huggingface.co/me/a"],
+)
+def test_an_id_that_no_repository_can_have_is_refused_before_it_is_asked_for(hub: Hub, adapter: Path, repo: str):
+    with pytest.raises(ConfigError, match="is no repository's id; give owner/name"):
+        push(adapter, repo)
+    assert {request.where for request in hub.faults.log} <= {"whoami"}
+
+
+@pytest.mark.parametrize("repo", ["me/a", "me/_a-b.c_d", "me/9.0", "a"])
+def test_every_id_that_a_repository_can_have_goes(hub: Hub, adapter: Path, repo: str):
+    assert push(adapter, repo, dry_run=True).plan.is_new
+
+
+def test_a_folder_above_the_adapters_names_it(hub: Hub, adapter: Path):
+    with pytest.raises(AdapterError, match=rf"; {adapter} has one$"):
+        push(adapter.parent)
 
 
 def test_a_full_quota_is_the_hubs_own_words(hub: Hub, adapter: Path):
@@ -459,6 +483,9 @@ def test_diverged_weights_never_leave(hub: Hub, adapter: Path):
     [
         ({"create_pr": True, "tag": "v1"}, "create_pr goes to main"),
         ({"tag": "a b"}, "is no name of a tag"),
+        ({"revision": "a b"}, "is no name of a branch"),
+        ({"revision": "a..b"}, "is no name of a branch"),
+        ({"revision": "a.lock"}, "is no name of a branch"),
         ({"tag": "v1", "verify": False}, "verified"),
         ({"license": "apache"}, "no identifier of the Hub"),
         ({"license": "other"}, "license_name="),

@@ -86,6 +86,8 @@ def _of_answer(error: Any, response: Any) -> Failure:
         return Failure(kind="refused", text="the Hub does not accept the token; make a new one, and `hf auth login`")
     if status == 404 or isinstance(error, errors.RepositoryNotFoundError):
         return Failure(kind="absent", text=text)
+    if status == 403 and "create_pr=1" in text:
+        text = "you may not write there with this token; `hf-lora push --create-pr` makes a pull request"
     return Failure(kind="refused", text=f"the Hub refuses ({status}): {text}")
 
 

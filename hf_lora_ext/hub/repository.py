@@ -61,12 +61,20 @@ class Change:
     deleted: tuple[str, ...] = ()
     """Paths that go."""
 
-    def operations(self) -> list[Any]:
-        """Return the client's operations, anew: it marks those that it was given."""
+    def operations(self, wanted: Mapping[str, RemoteFile | None]) -> list[Any]:
+        """Return the client's operations, anew: it marks those that it was given.
+
+        Args:
+            wanted: What the files are afterwards, so that the client need not read them through for their SHA-256.
+        """
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
+        added = [CommitOperationAdd(path, str(file)) for path, file in self.added.items()]
+        for operation in added:
+            if (known := wanted.get(operation.path_in_repo)) is not None and known.sha256:
+                operation.upload_info.sha256 = bytes.fromhex(known.sha256)
         return [
-            *(CommitOperationAdd(path, str(file)) for path, file in self.added.items()),
+            *added,
             *(CommitOperationCopy(path, path, src_revision=self.copied_from) for path in self.copied),
             *(CommitOperationDelete(path, is_folder=False) for path in self.deleted),
         ]
@@ -249,7 +257,9 @@ class Repository:
         attempt, began = 0, time.monotonic()
         while True:
             attempt += 1
-            failure, link = self._try_to_commit(change, parent, revision, message, pull_request_of is not None)
+            failure, link = self._try_to_commit(
+                change, wanted, parent, revision, message, as_request=pull_request_of is not None
+            )
             landed = self._find(wanted, parent, revision, pull_request_of, link)
             if landed is not None:
                 return landed
@@ -262,13 +272,19 @@ class Repository:
             time.sleep(pause)
 
     def _try_to_commit(
-        self, change: Change, parent: str, revision: str, message: str, as_request: bool
+        self,
+        change: Change,
+        wanted: Mapping[str, RemoteFile | None],
+        parent: str,
+        revision: str,
+        message: str,
+        as_request: bool,
     ) -> tuple[Failure | None, str | None]:
         """Return how a commit failed, if it did, and the address of its pull request, if it is one."""
         try:
             made = self.api.create_commit(
                 self.id,
-                change.operations(),
+                change.operations(wanted),
                 commit_message=message,
                 parent_commit=parent,
                 revision=revision,

@@ -148,7 +148,10 @@ def _adapter_folder(folder: Path) -> Path:
         )
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         newest = last_whole_checkpoint(folder)
-        hint = f"; {newest} has one" if newest and (newest / WEIGHTS).is_file() else "; save the adapter there first"
+        below = [newest] if newest else []
+        below += sorted(file.parent for file in folder.glob(f"*/{WEIGHTS}"))
+        found = next((inner for inner in below if (inner / WEIGHTS).is_file() and (inner / CONFIG).is_file()), None)
+        hint = f"; {found} has one" if found else "; save the adapter there first"
         raise AdapterError(f"{folder} holds no {' and no '.join(missing)}{hint}")
     return folder
 

@@ -18,7 +18,8 @@ MAIN: Final = "main"
 """The Hub's default branch."""
 MESSAGE: Final = "Push adapter"
 """Title of a commit, where none is given."""
-_TAG: Final = re.compile(r"[\w][\w./-]*")
+_REFERENCE: Final = re.compile(r"(?!.*(//|\.\.|/\.|\.lock(/|$)))\w[\w./-]*(?<![./])")
+"""A branch or tag: of what git allows (git-check-ref-format), what needs no quotes anywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +67,12 @@ class PushRequest:
     def __post_init__(self) -> None:
         if self.create_pr and (self.revision != MAIN or self.tag):
             raise ConfigError("create_pr goes to main and has no tag; leave revision and tag out, tag it once merged")
-        if self.tag and not _TAG.fullmatch(self.tag):
-            raise ConfigError(f"tag {self.tag!r} is no name of a tag; use letters, digits, dots and dashes, such as v1")
+        for kind, name, such in (("tag", self.tag, "v1"), ("revision", self.revision, "main or trial-2")):
+            if name and not _REFERENCE.fullmatch(name):
+                what = "tag" if kind == "tag" else "branch"
+                raise ConfigError(
+                    f"{kind} {name!r} is no name of a {what}; use letters, digits, dots and dashes, such as {such}"
+                )
         if self.tag and not self.verify:
             raise ConfigError("a tag says that the push was verified; leave verify=False or the tag out")
 

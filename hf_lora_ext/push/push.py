@@ -28,7 +28,8 @@ from .verification import verify_release
 __all__ = ["check_access", "push_adapter"]
 
 Say = Callable[[str], None]
-_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPOSITORY: Final = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])", re.ASCII)
+"""As huggingface_hub 2.4 checks it (`validate_repo_id`)."""
 
 
 def push_adapter(
@@ -104,7 +105,10 @@ def push_adapter(
         try:
             return _push(found, request, token, dry_run, confirm, say)
         except PushError as error:
-            again = "push the same object again" if isinstance(error, UnfitError) and found.model is not None else None
+            again = None
+            if isinstance(error, UnfitError):  # its title may be what must not be told
+                request = replace(request, message=MESSAGE)
+                again = "push the same object again" if found.model is not None else None
             raise type(error)(f"{error}\nagain: {again or f'`{request.command(_kept(found, request))}`'}") from error
 
 
@@ -148,7 +152,8 @@ def _push(
         return PushResult(status="dry run", repo_id=repository.id, plan=plan)
     if confirm is not None and not confirm(plan):
         return PushResult(status="declined", repo_id=repository.id, plan=plan)
-    say(f"commit {sum(plan.files.values()):,} bytes")
+    sent = sum(size for path, size in plan.files.items() if path not in plan.unchanged)
+    say(f"commit {sent:,} bytes" if sent or plan.outdated else "commit nothing: the Hub holds the same bytes")
     landed = _commit(repository, request, release, account.name, head, there, say)
     checked: tuple[str, ...] = ()
     if request.verify:
@@ -204,7 +209,9 @@ def _told_as(state: str) -> Iterator[None]:
 def _full_id(repo_id: str, account: Account) -> str:
     full = repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
     if not _REPOSITORY.fullmatch(full) or len(full.rpartition("/")[2]) > 96:
-        raise ConfigError(f"{repo_id!r} is no repository's id; give owner/name, of letters, digits, dots and dashes")
+        raise ConfigError(
+            f"{repo_id!r} is no repository's id; give owner/name, of letters, digits, single dots and dashes"
+        )
     return full
 
 
@@ -230,12 +237,14 @@ def _check_access(repo_id: str, account: Account, request: PushRequest, is_priva
     if lack := missing_permission(account.token, repo_id, as_pull_request=request.create_pr):
         raise PushError(f"the fine-grained token of {account.name} {lack}")
     if is_private is None and request.create_pr:
-        raise PushError(f"there is no repository {repo_id} to make a pull request to; leave create_pr out")
+        raise PushError(
+            f"there is no repository {repo_id} to make a pull request to; leave create_pr (--create-pr) out"
+        )
     if None not in (is_private, request.private) and is_private != request.private:
         kinds = {True: "private", False: "public"}
         raise PushError(
             f"{repo_id} is {kinds[bool(is_private)]}, you asked for {kinds[bool(request.private)]}; change it in the "
-            "repository's settings, or leave private= out"
+            "repository's settings, or leave private= (--private, --public) out"
         )
 
 

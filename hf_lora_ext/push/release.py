@@ -39,7 +39,10 @@ _MAY_GO: Final = re.compile(
 _WHY_NOT: Final = (
     (re.compile(r"training_args\.bin|.*\.(pkl|pickle|pt|pth|bin|ckpt)"), "can hold code or secrets when it is loaded"),
     (re.compile(r"(.*/)?\.env.*|.*\.(pem|key)"), "usually holds secrets"),
-    (re.compile(r"(checkpoints|checkpoint-\d+)/"), "to resume from, not to publish"),
+    (
+        re.compile(r"(checkpoints|checkpoint-\d+)/|\.lock|trainer_state\.json|(facts|push)_progress\.json"),
+        "to resume from, not to publish",
+    ),
 )
 _MADE_ANEW: Final = re.compile(
     r"""

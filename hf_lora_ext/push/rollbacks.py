@@ -66,8 +66,11 @@ def rollback(
     """
     repository = Repository.at(repo_id, token)
     head, target = repository.head(revision), repository.head(to)
-    if head is None or target is None:
-        raise PushError(f"there is no {repo_id} at {revision if head is None else to} that you may see; check the name")
+    if head is None:
+        raise PushError(f"there is no {repo_id} at {revision} that you may see; check id, branch and token")
+    if target is None:
+        tags = ", ".join(sorted(repository.tags())) or "none"
+        raise PushError(f"there is no {repo_id} at {to} that you may see; give a commit or one of its tags: {tags}")
     now, then = repository.files(head), repository.files(target)
     wanted: dict[str, RemoteFile | None] = {path: then.get(path) for path in now.keys() | then.keys()}
     restored = tuple(sorted(p for p, file in then.items() if p not in now or not now[p].has_content_of(file)))
