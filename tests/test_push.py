@@ -1,6 +1,8 @@
 """An adapter goes to the Hub whole and once, over the real wire with the real client; what must not go does not."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -381,6 +383,47 @@ def test_an_id_that_no_repository_can_have_is_refused_before_it_is_asked_for(hub
 @pytest.mark.parametrize("repo", ["me/a", "me/_a-b.c_d", "me/9.0", "a"])
 def test_every_id_that_a_repository_can_have_goes(hub: Hub, adapter: Path, repo: str):
     assert push(adapter, repo, dry_run=True).plan.is_new
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "No space left on device.*; free some space, or let TMPDIR"), (errno.EACCES, "may read it")],
+)
+def test_a_copy_that_cannot_be_made_is_told_with_what_helps(
+    hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+):
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(code, os.strerror(code), str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(PushError, match=rf"nothing was pushed: copying {adapter}/.* failed \(.*{remedy}"):
+        push(adapter)
+    assert wrote(hub) == set()
+
+
+def test_a_disk_that_is_full_while_a_model_is_saved_is_told(hub: Hub, tiny_model: Path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    model = lora_model(tiny_model)
+    monkeypatch.setattr(model, "save_pretrained", fail)
+    with pytest.raises(PushError, match=r"saving the adapter to .* failed .*; free some space"):
+        push(model)
+
+
+def test_names_that_are_not_ascii_and_links_go_as_what_they_are(hub: Hub, adapter: Path, tmp_path: Path):
+    (adapter / ".eval_results").mkdir()
+    (adapter / ".eval_results" / "größe_数.yaml").write_text("[]\n")
+    (adapter / WEIGHTS).rename(tmp_path / "elsewhere")
+    (adapter / WEIGHTS).symlink_to(tmp_path / "elsewhere")
+    (adapter / "LICENSE").symlink_to(tmp_path / "nowhere")
+    result = push(adapter)
+    assert result.is_verified
+    assert hub.files(REPO)[".eval_results/größe_数.yaml"] == b"[]\n"
+    assert hub.files(REPO)[WEIGHTS] == (tmp_path / "elsewhere").read_bytes()
+    assert "LICENSE" not in hub.files(REPO)
 
 
 def test_a_folder_above_the_adapters_names_it(hub: Hub, adapter: Path):

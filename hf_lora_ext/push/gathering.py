@@ -5,6 +5,7 @@ A copy, because training may go on writing the original while this one is hashed
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from ..errors import AdapterError, ConfigError
+from safetensors import SafetensorError
+
+from ..errors import AdapterError, ConfigError, PushError
 from ..runs.run_folder import RECIPE_FILE, RunFolder, last_whole_checkpoint
 from .release import CARD, CONFIG, WEIGHTS, LeftOut, sort_out
 
@@ -118,6 +121,7 @@ def gathered(source: Any) -> Iterator[Gathered]:
     Raises:
         ConfigError: If there is no such folder, or its run is not finished.
         AdapterError: If there is no adapter.
+        PushError: If a file cannot be read, or the copy cannot be written.
     """
     with TemporaryDirectory(prefix="hf-lora-push-", ignore_cleanup_errors=True) as temporary:
         folder, saved = Path(temporary) / "release", Path(temporary) / "saved"
@@ -173,7 +177,8 @@ def _save_model(model: Any, folder: Path) -> Path:
             f"{type(model).__name__} carries no PEFT adapter that is active alone; give a PeftModel, a trainer of one, "
             "or a folder"
         )
-    model.save_pretrained(str(folder), selected_adapters=[name])
+    with _told(f"saving the adapter to {folder}"):
+        model.save_pretrained(str(folder), selected_adapters=[name])
     origin = folder if (folder / CONFIG).is_file() else folder / name
     (origin / CARD).unlink(missing_ok=True)  # peft's own, all placeholders
     _settle_config(origin / CONFIG, getattr(getattr(model, "config", None), "_commit_hash", None))
@@ -201,12 +206,29 @@ def _copy(
         target = folder / path
         if target.exists() or (leave and leave.fullmatch(path)):
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if link_weights and path == WEIGHTS:
-            _link(origin / path, target)
-        else:
-            shutil.copyfile(origin / path, target)
+        with _told(f"copying {origin / path} to {target}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if link_weights and path == WEIGHTS:
+                _link(origin / path, target)
+            else:
+                shutil.copyfile(origin / path, target)
     return tuple(stay)
+
+
+@contextmanager
+def _told(doing: str) -> Iterator[None]:
+    """Say what could not be read or written, and what helps.
+
+    Raises:
+        PushError: If a file could not be.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        is_full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
+        remedy = "free some space, or let TMPDIR be a folder with more" if is_full else "see whether you may read it"
+        why = getattr(error, "strerror", None) or error
+        raise PushError(f"nothing was pushed: {doing} failed ({why}); {remedy}") from error
 
 
 def _link(file: Path, target: Path) -> None:
