@@ -22,9 +22,9 @@ Examples:
   hf-lora push out/quickstart me/docstrings --private --tag v1
   hf-lora push out/sql team/sql --create-pr --license apache-2.0 --yes
 
-FOLDER holds an adapter, such as a finished run. Only what an adapter needs goes. The same command again finishes a
-push that was interrupted. Exit code 2: something given was wrong, would leak, you declined, or the Hub
-refused.
+FOLDER holds an adapter, such as a finished run; a bare NAME is one in your own account. Log in first: `hf auth login`,
+or set HF_TOKEN. Only what an adapter needs goes. The same command again finishes a push that was interrupted. Exit
+code 2: something given was wrong, would leak, you declined, or the Hub refused.
 """
 
 
@@ -38,7 +38,12 @@ refused.
 @click.option("--license", metavar="ID", help="The adapter's licence by its Hub identifier; else the base's.")
 @click.option("--license-name", help="Its name, where --license is other.")
 @click.option("--license-link", help="Where its text is, where --license is other.")
-@click.option("--allow", multiple=True, metavar="WORD", help="A login, host, dataset, base or path that may be public.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="WORD",
+    help="A login, host, dataset, base or path that may be public; repeatable.",
+)
 @click.option("--message", help="Title of the commit.")
 @click.option("--no-verify", is_flag=True, help="Do not download and compare what landed.")
 @click.option("--dry-run", is_flag=True, help="Show what would go where, and stop.")
