@@ -207,7 +207,7 @@ def training_method(args: TrainingArguments) -> str | None:
     """Return what trl's trainers do by the name that their cards have it, or None for another trainer.
 
     >>> from trl import DPOConfig
-    >>> training_method(DPOConfig(output_dir="out", report_to="none"))
+    >>> training_method(DPOConfig(output_dir="out", bf16=False))
     'dpo'
     """
     named = [kind.__name__ for kind in type(args).__mro__ if kind.__module__.startswith("trl.")]

@@ -102,10 +102,10 @@ COMPONENTS: Final = (
 def estimate_memory(shape: ModelShape, plan: Plan) -> MemoryEstimate:
     """Return the bytes that a run needs on each device, by component.
 
-    >>> from hf_lora_ext.sizes import ModelShape
+    >>> from hf_lora_ext.models.sizes import ModelShape
     >>> estimate = estimate_memory(ModelShape(parameters=7_000_000_000, source="key"), Plan(base="nf4"))
     >>> round(estimate.weights / 2**30)
-    5
+    4
 
     Reference: what is kept follows "Reducing Activation Recomputation in Large Transformer Models" (arXiv
     2205.05198), counted anew for frozen weights, adapters and the present libraries.
