@@ -24,13 +24,13 @@ LAYERS = {
         "cards": "facts card metadata view usage ownership markdown licences layer_ranks emissions",
         "runs": "recipe recipe_rules emission",
         "ranks": "events allocation",
-        "adapters": "adalora_schedule",
+        "adapters": "adalora_schedule tensor_names patterns factor_shapes",
         "hub": "landing",
         "push": "leaks release release_terms release_card plan schedule",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth"},
     2: {
-        "adapters": "peft_seam stored_adapter adalora starts",
+        "adapters": "peft_seam stored_adapter factors adalora starts",
         "ranks": "lora_layers probes criteria change storage sketches moves",
     },
     3: {
