@@ -19,7 +19,7 @@ from .factor_shapes import FactorShapes, find_modules
 from .stored_adapter import StoredAdapter, read_config, read_stored_adapter, read_tensor
 from .tensor_names import CONFIG, WEIGHTS, Part
 
-__all__ = ["AdapterFactors", "ModuleFactors", "read_factors"]
+__all__ = ["AdapterFactors", "ModuleFactors", "pickle_refusal", "read_factors"]
 
 PICKLES: Final = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 """Files whose loading can run code, and which are therefore never opened."""
@@ -176,7 +176,7 @@ def read_factors(adapter: str | Path) -> AdapterFactors:
 def _find(adapter: Path) -> tuple[Path, dict[str, Any]]:
     """Return the weights of an adapter, and its config; an empty one where a file stands alone."""
     if adapter.suffix in PICKLES and not adapter.is_dir():
-        raise AdapterError(_pickle(adapter))
+        raise AdapterError(pickle_refusal(adapter.name))
     if adapter.is_file():
         beside = adapter.parent / CONFIG
         return adapter, read_config(beside) if adapter.name == WEIGHTS and beside.is_file() else {}
@@ -186,7 +186,7 @@ def _find(adapter: Path) -> tuple[Path, dict[str, Any]]:
         pickles = sorted(file for file in adapter.glob("adapter_model*") if file.suffix in PICKLES)
         found = sorted(file.name for file in adapter.iterdir())[:5]
         raise AdapterError(
-            _pickle(pickles[0])
+            pickle_refusal(pickles[0].name)
             if pickles
             else f"{adapter} holds no {WEIGHTS} (found: {', '.join(found) or 'nothing'}); give the folder that "
             "save_pretrained wrote, or a .safetensors file"
@@ -199,8 +199,9 @@ def _find(adapter: Path) -> tuple[Path, dict[str, Any]]:
     return adapter / WEIGHTS, read_config(adapter / CONFIG)
 
 
-def _pickle(file: Path) -> str:
+def pickle_refusal(name: str) -> str:
+    """Return why a pickle is not opened, and how it becomes what is."""
     return (
-        f"{file.name} is a pickle, which can run code when it is loaded, and is not opened; where you trust it: "
-        f"safetensors.torch.save_file(torch.load('{file.name}', weights_only=True), '{WEIGHTS}')"
+        f"{name} is a pickle, which can run code when it is loaded, and is not opened; where you trust it: "
+        f"safetensors.torch.save_file(torch.load('{name}', weights_only=True), '{WEIGHTS}')"
     )

@@ -6,23 +6,25 @@ call means.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError
-from .failures import is_network_failure
+from .failures import failure_of, is_network_failure
 
 __all__ = [
     "HubModel",
     "cache_folder",
     "cached_model_folder",
+    "download_files",
     "download_texts",
     "find_model",
     "load_hub_dataset",
     "model_config",
+    "model_files",
     "show_no_progress",
     "stored_elements",
     "weights_index",
@@ -104,6 +106,59 @@ def download_texts(name: str, revision: str | None, wanted: re.Pattern[str], tok
         if is_network_failure(error):
             return []
         raise
+
+
+def model_files(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, list[str]] | None:
+    """Return a Hub model's commit and the files in it, or None when the Hub is out of reach.
+
+    Raises:
+        ConfigError: If the Hub answers that there is no such model or revision, or no access to it.
+    """
+    from huggingface_hub import HfApi
+
+    model = find_model(name, revision, token)
+    if model is None:
+        return None
+    with _told(f"the files of {name}"):
+        return model.revision, sorted(HfApi(token=token).list_repo_files(name, revision=model.revision))
+
+
+def download_files(name: str, files: Sequence[str], revision: str | None = None, token: str | None = None) -> Path:
+    """Return the folder of the Hub's cache that holds these files of a model, downloaded where they are not there.
+
+    Args:
+        name: Repository id.
+        files: Top-level files.
+        revision: A commit; without it, what the cache has.
+        token: Hub token.
+
+    Raises:
+        ConfigError: If one cannot be had.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    folders = []
+    for file in files:
+        if revision is None:
+            found = try_to_load_from_cache(name, file)
+            if not isinstance(found, str):
+                raise ConfigError(f"the Hub is out of reach, and {file} of {name} is not in its cache; try again later")
+        else:
+            with _told(f"{file} of {name}"):
+                found = hf_hub_download(name, file, revision=revision, token=token)
+        folders.append(Path(found).parent)
+    return folders[0]
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say in one line why something of the Hub could not be had."""
+    try:
+        yield
+    except Exception as error:
+        if (failure := failure_of(error)) is None:
+            raise
+        raise ConfigError(f"{what} cannot be had: {failure.told}") from error
 
 
 def model_config(name: str, revision: str | None = None) -> dict[str, Any] | None:
