@@ -94,6 +94,10 @@ def _in_order(name: str) -> list[tuple[int, int, str]]:
 
 def _grouped(shapes: Iterable[str]) -> tuple[dict[str, _Found], list[str]]:
     """Return the tensors of each module with factors, and all others."""
+    if strange := next((key for key in shapes if not key.isprintable()), None):
+        raise AdapterError(
+            f"a tensor's name is {strange!r}, no name of a module; the file was not written by a trainer"
+        )
     names = {key: parse_name(key) for key in shapes}
     if foreign := next((key for key in sorted(names) if names[key].is_foreign), None):
         raise AdapterError(

@@ -38,10 +38,9 @@ def locate_adapter(adapter: str | Path, revision: str | None = None, token: str 
         return path
     if not _HUB_ID.fullmatch(str(adapter)):
         raise AdapterError(f"{path} is not here; give an adapter's folder, its .safetensors file, or a Hub id")
-    found = model_files(str(adapter), revision, token)
-    if found is None:
-        return download_files(str(adapter), (CONFIG, WEIGHTS))
-    commit, files = found
+    files = model_files(str(adapter), revision, token)
+    if files is None:
+        return download_files(str(adapter), (CONFIG, WEIGHTS), revision, token, cached=True)
     if missing := [name for name in (CONFIG, WEIGHTS) if name not in files]:
         if "adapter_model.bin" in files:
             raise AdapterError(f"{adapter} on the Hub: {pickle_refusal('adapter_model.bin')}")
@@ -49,4 +48,4 @@ def locate_adapter(adapter: str | Path, revision: str | None = None, token: str 
             f"{adapter} on the Hub has no {' and no '.join(missing)} (found: {', '.join(files[:5]) or 'nothing'}); "
             "give the id of an adapter"
         )
-    return download_files(str(adapter), (CONFIG, WEIGHTS), commit, token)
+    return download_files(str(adapter), (CONFIG, WEIGHTS), revision, token)

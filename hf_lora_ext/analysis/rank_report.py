@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,13 +43,18 @@ def rank_report(adapter: str | Path, *, revision: str | None = None, token: str 
     return RankReport(
         adapter=str(adapter),
         method=factors.method,
-        base=factors.config.get("base_model_name_or_path"),
+        base=_printable(factors.config.get("base_model_name_or_path")),
         rslora=bool(factors.config.get("use_rslora")),
         parameters=factors.parameters,
         modules=tuple(_spectrum(module) for module in factors.modules.values()),
         others=tuple(factors.others),
         notes=tuple(_notes(factors)),
     )
+
+
+def _printable(name: Any) -> str | None:
+    """Return a name without what could steer a terminal: the config may be anybody's."""
+    return "".join(letter for letter in str(name) if letter.isprintable()) if name else None
 
 
 def _spectrum(module: ModuleFactors) -> Spectrum:

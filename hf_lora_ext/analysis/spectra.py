@@ -71,15 +71,16 @@ class Spectrum:
     @property
     def energies(self) -> tuple[float, ...]:
         """Share of the squared norm that the first 1, 2, … directions carry; empty where ΔW is 0."""
-        if not self.norm:
+        norm = self.norm
+        if not norm:
             return ()
-        return tuple(min(1.0, share) for share in accumulate((value / self.norm) ** 2 for value in self.values))
+        return tuple(min(1.0, share) for share in accumulate((value / norm) ** 2 for value in self.values))
 
     @property
     def effective_rank(self) -> float:
         """The exponential of the entropy of σ / Σσ (Roy and Vetterli 2007, EUSIPCO, definition 1); 0 where ΔW is 0."""
         total = math.fsum(self.values)
-        shares = [value / total for value in self.values if value] if total else []
+        shares = [share for value in self.values if (share := value / total)] if total else []
         return math.exp(-math.fsum(share * math.log(share) for share in shares)) if shares else 0.0
 
     @property
@@ -95,7 +96,8 @@ class Spectrum:
     @property
     def above_chance(self) -> int:
         """Directions stronger than the strongest of random factors."""
-        return sum(value > self.edges.largest * self.norm for value in self.values) if self.edges and self.norm else 0
+        edge = self.edges.largest * self.norm if self.edges else math.inf
+        return sum(value > edge for value in self.values)
 
     @property
     def last_evenness(self) -> float:

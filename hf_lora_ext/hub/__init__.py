@@ -108,8 +108,8 @@ def download_texts(name: str, revision: str | None, wanted: re.Pattern[str], tok
         raise
 
 
-def model_files(name: str, revision: str | None = None, token: str | None = None) -> tuple[str, list[str]] | None:
-    """Return a Hub model's commit and the files in it, or None when the Hub is out of reach.
+def model_files(name: str, revision: str | None = None, token: str | None = None) -> list[str] | None:
+    """Return the files of a Hub model, or None when the Hub is out of reach.
 
     Raises:
         ConfigError: If the Hub answers that there is no such model or revision, or no access to it.
@@ -120,41 +120,47 @@ def model_files(name: str, revision: str | None = None, token: str | None = None
     if model is None:
         return None
     with _told(f"the files of {name}"):
-        return model.revision, sorted(HfApi(token=token).list_repo_files(name, revision=model.revision))
+        return sorted(HfApi(token=token).list_repo_files(name, revision=model.revision))
 
 
-def download_files(name: str, files: Sequence[str], revision: str | None = None, token: str | None = None) -> Path:
-    """Return the folder of the Hub's cache that holds these files of a model, downloaded where they are not there.
+def download_files(
+    name: str, files: Sequence[str], revision: str | None = None, token: str | None = None, *, cached: bool = False
+) -> Path:
+    """Return the folder of the Hub's cache that holds these files of a model, all of one commit.
 
     Args:
         name: Repository id.
         files: Top-level files.
-        revision: A commit; without it, what the cache has.
+        revision: Branch, tag or commit; `main` if left out.
         token: Hub token.
+        cached: Look into the cache alone, without the Hub.
 
     Raises:
         ConfigError: If one cannot be had.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import errors, hf_hub_download
 
-    folders = []
     for file in files:
-        if revision is None:
-            found = try_to_load_from_cache(name, file)
-            if not isinstance(found, str):
-                raise ConfigError(f"the Hub is out of reach, and {file} of {name} is not in its cache; try again later")
-        else:
+        try:
             with _told(f"{file} of {name}"):
-                found = hf_hub_download(name, file, revision=revision, token=token)
-        folders.append(Path(found).parent)
-    return folders[0]
+                got = hf_hub_download(name, file, revision=revision, token=token, local_files_only=cached)
+        except errors.LocalEntryNotFoundError as error:
+            raise ConfigError(
+                f"the Hub is out of reach, and {file} of {name} is not in its cache; try again later"
+            ) from error
+        revision = Path(got).parent.name  # the cache's folder of a commit, whatever the branch is at by now
+    return Path(got).parent
 
 
 @contextmanager
 def _told(what: str) -> Iterator[None]:
     """Say in one line why something of the Hub could not be had."""
+    from huggingface_hub import errors
+
     try:
         yield
+    except errors.LocalEntryNotFoundError:
+        raise
     except Exception as error:
         if (failure := failure_of(error)) is None:
             raise
