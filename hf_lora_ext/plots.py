@@ -124,10 +124,10 @@ class Spectra:
 
     title: str
     """The module's kind."""
-    values: Mapping[int, Sequence[float]]
-    """Layer → values, descending, over their Frobenius norm."""
-    edges: tuple[float, float]
-    """Bounds that random factors keep within: of the largest value, and of the smallest."""
+    lines: Sequence[tuple[int, Sequence[float]]]
+    """Layer, and values, descending, over their Frobenius norm."""
+    edges: tuple[float, float] | None
+    """Bounds that random factors keep within: of the largest value, and of the smallest; None where they differ."""
 
 
 def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
@@ -143,15 +143,15 @@ def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
     figure = Figure(figsize=(1.2 + 2.5 * columns, 1.1 + 2.1 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    layers = [layer for kind in kinds for layer in kind.values]
+    layers = [layer for kind in kinds for layer, _ in kind.lines]
     colours: Any = ScalarMappable(Normalize(min(layers), max(*layers, min(layers) + 1)), "viridis")
-    lowest = min((x for kind in kinds for values in kind.values.values() for x in values if x), default=1.0)
+    lowest = min((x for kind in kinds for _, values in kind.lines for x in values if x), default=1.0)
     all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
     for axes, kind in zip(all_axes, kinds, strict=False):
-        for layer, values in kind.values.items():
+        for layer, values in kind.lines:
             axes.plot(range(1, len(values) + 1), values, color=colours.to_rgba(layer), linewidth=0.8, marker=".",
                       markersize=3)  # fmt: skip
-        for edge, style in zip(kind.edges, ("--", ":"), strict=True):
+        for edge, style in zip(kind.edges or (), ("--", ":"), strict=False):
             axes.axhline(edge, color="#c8553d", linewidth=1, linestyle=style)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # not as powers, whose fonts a small machine may lack

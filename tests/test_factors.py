@@ -2,16 +2,19 @@
 
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from push_runs import lora_model, saved_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_lora_ext import AdapterError
+from hf_lora_ext import AdapterError, rank_report
 from hf_lora_ext.adapters import stored_adapter
 from hf_lora_ext.adapters.factors import AdapterFactors, read_factors
 from hf_lora_ext.adapters.tensor_names import CONFIG, WEIGHTS, peft_names
@@ -265,11 +268,41 @@ def test_what_is_no_whole_lora_is_one_line(change, said: str, adapter: Path):
     assert "\n" not in str(refused.value)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from(["peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_r",
+                         "target_parameters", "base_model_name_or_path", "use_dora"]),
+    value=JSON, as_adalora=st.booleans(),
+)  # fmt: skip
+def test_whatever_a_config_says_is_read_or_refused_in_one_line(
+    key: str, value: object, as_adalora: bool, saved_lora: Path
+):
+    config = json.loads((saved_lora / CONFIG).read_text()) | (
+        {"peft_type": "ADALORA", "init_r": 2} if as_adalora else {}
+    )
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / WEIGHTS).symlink_to(saved_lora / WEIGHTS)
+        (Path(place) / CONFIG).write_text(json.dumps(config | {key: value}))
+        try:
+            rank_report(place).explain()
+            said = ""
+        except AdapterError as refused:
+            said = str(refused)
+        assert "\n" not in said
+
+
 def test_a_pickle_is_never_opened(adapter: Path):
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
-    for given in (adapter, adapter / "adapter_model.bin"):
+    for place in (adapter, adapter / "adapter_model.bin"):
         with pytest.raises(AdapterError, match=r"is a pickle, which can run code.*weights_only=True"):
-            read_factors(given)
+            read_factors(place)
 
 
 def test_a_place_without_an_adapter_says_what_is_there(adapter: Path, tmp_path: Path):

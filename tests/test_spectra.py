@@ -87,6 +87,7 @@ def test_a_rank_above_what_the_shape_allows_is_over_however_flat():
 def test_a_flat_spectrum_is_under_and_gets_twice_the_rank_as_far_as_there_is():
     assert (spectrum([1.0] * 6).verdict, spectrum([1.0] * 6).suggested_rank) == ("under", 12)
     assert spectrum([1.0] * 6, shape=(64, 8)).suggested_rank == 8
+    assert spectrum([1.0] * 6, shape=(64, 6)).verdict == "fits"
     assert "give it rank 12, and if the loss does not fall" in spectrum([1.0] * 6).advice
 
 

@@ -139,8 +139,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
         if config.get("peft_type") != "ADALORA"  # whose rank_pattern is a list of kept directions
         for key, value in _mapping(config, pattern).items()
     }
-    if not isinstance(listed := config.get("target_parameters") or [], list):
-        raise AdapterError(f"{CONFIG} says target_parameters={listed!r}, a list was needed; save the adapter again")
+    listed = config.get("target_parameters") or []
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise AdapterError(f"{CONFIG} says target_parameters={listed!r}, names were needed; save the adapter again")
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
             raise AdapterError(f"{CONFIG} says {key}={value!r}, a number was needed; save the adapter again")

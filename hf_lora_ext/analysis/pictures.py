@@ -91,13 +91,14 @@ def _spectra(report: RankReport, learned: list[Spectrum]) -> list[Spectra]:
     for module in learned:
         kinds.setdefault(where[module.name][0], []).append(module)
     largest = sorted(kinds, key=lambda kind: -sum(shares[module.name] for module in kinds[kind]))[:MOST_SPECTRA]
-    return [
-        Spectra(
-            title=kind,
-            values={
-                where[module.name][1] or 0: [value / module.norm for value in module.values] for module in kinds[kind]
-            },
-            edges=next((edges.largest, edges.smallest) for module in kinds[kind] if (edges := module.edges)),
-        )
-        for kind in sorted(largest)
-    ]
+    return [_lines(kind, [(where[module.name][1] or 0, module) for module in kinds[kind]]) for kind in sorted(largest)]
+
+
+def _lines(kind: str, modules: list[tuple[int, Spectrum]]) -> Spectra:
+    """Return the spectra of one kind of module, with the edges where they are one for all."""
+    edges = {(module.edges.largest, module.edges.smallest) for _, module in modules if module.edges}
+    return Spectra(
+        title=kind,
+        lines=[(layer, [value / module.norm for value in module.values]) for layer, module in modules],
+        edges=edges.pop() if len(edges) == 1 else None,
+    )

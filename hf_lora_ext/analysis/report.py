@@ -123,7 +123,7 @@ class RankReport:
         over = f" over {self.base}" if self.base else ""
         lines = [
             f"{self.adapter}: {self.method}{over}",
-            f"{len(self.modules)} modules, {said}, {self.parameters:,} numbers in factors, scaling {self._scalings()}",
+            f"{_counted(self.modules)}, {said}, {self.parameters:,} numbers in factors, scaling {self._scalings()}",
         ]
         if learned := [module for module in self.modules if module.norm]:
             needed = fmean(module.directions_for(ENERGIES[-1]) for module in learned)
@@ -157,7 +157,9 @@ class RankReport:
                 f"under: {_counted(under)} whose directions carry alike to the last, as random ones would; give twice "
                 "the rank, and see whether the loss falls"
             )
-        elif nearest := max(self.of("fits"), key=lambda module: module.last_evenness, default=None):
+        elif nearest := max(
+            (module for module in self.of("fits") if module.rank > 1), key=lambda m: m.last_evenness, default=None
+        ):
             lines.append(
                 f"under: none; nearest is {nearest.name}, whose last direction has {nearest.last_evenness:.0%} of an "
                 "even share"
@@ -165,10 +167,9 @@ class RankReport:
         if empty:
             lines.append(f"empty: {_counted(empty)} with an update of 0; leave out of target_modules, or train longer")
         if self.rank_pattern:
-            lines.append(
-                f"to try next: the rank_pattern and alpha_pattern of --json, {self.parameters:,} -> "
-                f"{self.suggested_parameters:,} numbers; energy is not loss, so compare the loss"
-            )
+            more = "and alpha_pattern of --json" if self.alpha_pattern else "of --json, with alphas that keep alpha / r"
+            sizes = f"{self.parameters:,} -> {self.suggested_parameters:,} numbers"
+            lines.append(f"to try next: the rank_pattern {more}, {sizes}; energy is not loss, so compare the loss")
         return lines
 
     def _table(self, top: int | None) -> list[str]:

@@ -110,14 +110,14 @@ class Spectrum:
 
         `empty`: ΔW is 0. `over`: 99 % of the energy is in fewer directions than chance would need, or the rank is above
         what the shape allows. `under`: the spectrum is as flat to its last direction as that of random factors, so
-        that nothing says that it ends there. A single value says nothing, and `fits`.
+        that nothing says that it ends there. A single value, and a rank that is all the shape allows, `fits`.
         """
         if self.edges is None or not self.norm:
             return "empty"
         if self.rank > len(self.values) or self.directions_for(ENERGIES[-1]) < self.edges.needed:
             return "over"
         is_flat = self.values[-1] >= self.edges.smallest * self.norm
-        return "under" if is_flat and len(self.values) > 1 else "fits"
+        return "under" if is_flat and 1 < self.rank < min(self.shape) else "fits"
 
     @property
     def suggested_rank(self) -> int:
