@@ -24,7 +24,7 @@ LAYERS = {
         "cards": "facts card metadata view usage ownership markdown licences layer_ranks emissions",
         "runs": "recipe recipe_rules emission",
         "ranks": "events allocation",
-        "adapters": "adalora_schedule tensor_names patterns factor_shapes",
+        "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
         "hub": "landing",
         "analysis": "spectra report",
         "push": "leaks release release_terms release_card plan schedule",

@@ -254,6 +254,8 @@ def test_layers_come_in_their_order(tmp_path: Path):
             lambda t, c: t.update({f"x.lora_{s}.{n}.weight": torch.ones(1, 1) for s in "AB" for n in "ab"}),
             "mixes the adapters a, b",
         ),
+        (lambda t, c: t.update({min(t).replace(".lora_A.weight", ".alpha"): torch.ones(2)}), "one number was needed"),
+        (lambda t, c: t.update({f"x.lora_{s}": torch.ones(1, 1) for s in ("A", "embedding_B")}), "not of one layer"),
         (lambda t, c: (t.clear(), t.update({"model.norm.weight": torch.ones(2)})), "no LoRA factor among 1 tensors"),
         (lambda t, c: t.clear(), "holds no tensors"),
     ],

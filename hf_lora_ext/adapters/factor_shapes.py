@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import permutations
 from math import prod
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from ..errors import AdapterError
 from .patterns import rank_of, scaling_of
 from .tensor_names import CONFIG, Part, TensorName, parse_name
+from .wrapped_parameters import Wrapped, find_wrapped
 
 __all__ = ["FactorShapes", "find_modules"]
 
 Shape = tuple[int, ...]
-INNER: Final = ".base_layer"
-"""What PEFT appends to a module's name for each further parameter of it that is wrapped."""
-_MOST_WRAPPED: Final = 6
-"""Parameters of one module that are told apart by trying every order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +52,6 @@ class _Found:
 
     name: str
     keys: dict[Part, str]
-    is_embedding: bool
 
 
 def find_modules(
@@ -75,13 +70,14 @@ def find_modules(
     """
     found, others = _grouped(shapes)
     _check_config(config)
-    wrapped = _wrapped(found, shapes, config)
+    rows = {name: shapes[module.keys["a"]] for name, module in found.items() if "a" in module.keys}
+    wrapped = find_wrapped({name: shape[0] if shape else 0 for name, shape in rows.items()}, config)
     modules = []
     for name in sorted(found, key=_in_order):
         module = found[name]
         _check_whole(module, shapes)
         if name in wrapped:
-            modules.append(_parameter(module, shapes, config, *wrapped[name]))
+            modules.append(_parameter(module, shapes, wrapped[name]))
         else:
             modules.append(_module(module, shapes, config, scalar))
     return modules, sorted(others)
@@ -111,7 +107,7 @@ def _grouped(shapes: Iterable[str]) -> tuple[dict[str, _Found], list[str]]:
         if name.part is None or name.module not in with_factors:
             others.append(key)
             continue
-        module = found.setdefault(name.module, _Found(name.module, {}, name.is_embedding))
+        module = found.setdefault(name.module, _Found(name.module, {}))
         if name.part in module.keys:
             raise AdapterError(f"{module.keys[name.part]} and {key} are one factor twice; keep one of the two adapters")
         module.keys[name.part] = key
@@ -164,6 +160,11 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _check_whole(module: _Found, shapes: Mapping[str, Shape]) -> None:
     if missing := {"a", "b"} - module.keys.keys():
         raise AdapterError(f"{module.name} has no factor {missing.pop().upper()}; save the adapter again")
+    if parse_name(module.keys["a"]).is_embedding != parse_name(module.keys["b"]).is_embedding:
+        raise AdapterError(f"{module.keys['a']} is not of one layer with {module.keys['b']}; save the adapter again")
+    for part in ("alpha", "ranknum"):
+        if part in module.keys and prod(shapes[module.keys[part]]) != 1:
+            raise AdapterError(f"{module.keys[part]} is {shapes[module.keys[part]]}, one number was needed")
     a, b = (shapes[module.keys[part]] for part in ("a", "b"))
     if len(a) < 2 or len(a) != len(b) or any(size != 1 for size in b[2:]) or not prod(a[1:]) or not b[0]:
         raise AdapterError(
@@ -190,7 +191,7 @@ def _module(
     _check_rank(module.name, rank, config)
     return FactorShapes(
         name=module.name,
-        kind="embedding" if module.is_embedding else "conv" if len(a) > 2 else "linear",
+        kind="embedding" if parse_name(module.keys["a"]).is_embedding else "conv" if len(a) > 2 else "linear",
         rank=rank,
         in_features=prod(a[1:]),
         out_features=b[0],
@@ -226,94 +227,20 @@ def _parameters(module: _Found, shapes: Mapping[str, Shape]) -> int:
     return sum(prod(shapes[key]) for part, key in module.keys.items() if part in ("a", "b", "e"))
 
 
-# --- experts and other wrapped parameters -----------------------------------------------------------------------
-
-
-def _wrapped(
-    found: Mapping[str, _Found], shapes: Mapping[str, Shape], config: Mapping[str, Any]
-) -> dict[str, tuple[str | None, int, float]]:
-    """Return module → (parameter, its rank, its scaling) for the modules that wrap parameters.
-
-    PEFT's names do not say which parameter of a module is wrapped outside and which inside; the ranks of the config
-    do where they differ, since the number of experts is one.
-    """
-    if not (listed := config.get("target_parameters")):
-        if inner := next((name for name in sorted(found) if name.endswith(INNER)), None):
-            raise AdapterError(
-                f"{inner} is an expert's or another wrapped parameter, and no target_parameters say which; give the "
-                f"folder with its {CONFIG}"
-            )
-        return {}
-    result: dict[str, tuple[str | None, int, float]] = {}
-    for owner, names in _owners(found).items():
-        targets = [f"{owner}.{end}" for end in _ends_of(owner, listed)]
-        if targets:
-            result |= _told_apart(owner, names, targets, {n: shapes[found[n].keys["a"]][0] for n in names
-                                                          if "a" in found[n].keys}, config)  # fmt: skip
-    return result
-
-
-def _owners(found: Iterable[str]) -> dict[str, list[str]]:
-    """Return module → the names of its wrappers, outermost first."""
-    owners: dict[str, list[str]] = {}
-    for name in sorted(found, key=len):
-        owner = name
-        while owner.endswith(INNER):
-            owner = owner.removesuffix(INNER)
-        owners.setdefault(owner, []).append(name)
-    return owners
-
-
-def _ends_of(owner: str, targets: Iterable[str]) -> Iterator[str]:
-    """Yield the parameters of a module that are among PEFT's `target_parameters`, by their own name."""
-    for target in sorted(set(targets)):
-        module, _, parameter = target.rpartition(".")
-        if module and f".{owner}".endswith(f".{module}"):
-            yield parameter
-
-
-def _told_apart(
-    owner: str, names: list[str], targets: list[str], rows: Mapping[str, int], config: Mapping[str, Any]
-) -> dict[str, tuple[str | None, int, float]]:
-    if len(targets) > _MOST_WRAPPED:
-        raise AdapterError(f"{owner} wraps {len(targets)} parameters; at most {_MOST_WRAPPED} can be told apart")
-    fitting: list[tuple[str, ...]] = []
-    for order in permutations(targets, len(names)):
-        experts = {
-            rows[name] / rank if isinstance(rank := rank_of(config, target), int) and rank > 0 else 0.5
-            for name, target in zip(names, order, strict=True)
-            if name in rows
-        }
-        if len(experts) == 1 and all(number >= 1 and number.is_integer() for number in experts):
-            fitting.append(order)
-    results = [
-        [(rank_of(config, target), scaling_of(config, target, rank_of(config, target))) for target in order]
-        for order in fitting
-    ]
-    if not results or any(result != results[0] for result in results):
-        raise AdapterError(
-            f"{owner}: factors of {', '.join(map(str, rows.values()))} rows and the ranks in {CONFIG} do not say which "
-            "parameter is which; save both together, with one rank and alpha for this module's parameters"
-        )
-    known = fitting[0] if len(fitting) == 1 else [None] * len(names)
-    return {name: (which, *of) for name, which, of in zip(names, known, results[0], strict=True)}
-
-
-def _parameter(
-    module: _Found, shapes: Mapping[str, Shape], config: Mapping[str, Any], which: str | None, rank: int, scaling: float
-) -> FactorShapes:
+def _parameter(module: _Found, shapes: Mapping[str, Shape], wrapped: Wrapped) -> FactorShapes:
+    """Return the factors of a wrapped parameter."""
     a, b = (shapes[module.keys[part]] for part in ("a", "b"))
     if a[0] != b[1]:
         raise AdapterError(f"{module.name}: factors of shapes {a} and {b} do not multiply; save the adapter again")
     return FactorShapes(
         name=module.name,
         kind="parameter",
-        rank=rank,
+        rank=wrapped.rank,
         in_features=a[1],
         out_features=b[0],
         keys=module.keys,
-        scaling=scaling,
+        scaling=wrapped.scaling,
         parameters=_parameters(module, shapes),
-        experts=a[0] // rank,
-        parameter=which,
+        experts=a[0] // wrapped.rank,
+        parameter=wrapped.parameter,
     )
