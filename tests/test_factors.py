@@ -74,9 +74,7 @@ class Convolutions(nn.Module):
 
 
 def test_convolutions_are_kernels_laid_flat(tmp_path: Path):
-    model = get_peft_model(
-        Convolutions(), LoraConfig(r=2, target_modules=["plain", "single", "line"], init_lora_weights=False)
-    )
+    model = convolutions_model()
     model.save_pretrained(tmp_path)
     factors = assert_agree(tmp_path, model)
     assert {module.kind for module in factors.modules.values()} == {"conv"}
@@ -142,14 +140,23 @@ def test_experts_whose_ranks_could_be_either_are_refused(tmp_path: Path):
         read_factors(tmp_path)
 
 
-@pytest.fixture
-def adalora(tiny_model: Path, tmp_path: Path):
+def adalora_model(base: Path):
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     config = AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=9, tinit=1, tfinal=2, deltaT=1,
                            target_modules=["q_proj", "v_proj"], init_lora_weights=False)  # fmt: skip
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    return get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+
+
+def convolutions_model():
+    targets = ["plain", "single", "line"]
+    return get_peft_model(Convolutions(), LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+
+
+@pytest.fixture
+def adalora(tiny_model: Path, tmp_path: Path):
+    model = adalora_model(tiny_model)
     model.save_pretrained(tmp_path)
     return model, tmp_path
 

@@ -12,7 +12,7 @@ from git_hub_state import Hub
 from peft import LoraConfig, PeftModel, get_peft_model
 from push_runs import REPO, lora_model, pushing_to, saved_adapter
 from safetensors.torch import load_file, save_file
-from test_factors import experts_model
+from test_factors import adalora_model, convolutions_model, experts_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -55,6 +55,24 @@ def test_a_rank_above_what_is_to_be_learned_is_over_and_the_one_to_learn_is_sugg
     plane = orthogonal(24)[:, :2] @ orthogonal(24)[:2]
     module = one_module(trained(plane, 8, tmp_path))
     assert (module.verdict, module.suggested_rank) == ("over", 2)
+
+
+@pytest.mark.parametrize("kind", ["adalora", "convolutions", "embedding", "experts"])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
+def test_every_kind_of_layer_has_the_norm_that_peft_gives_it(kind: str, tiny_model: Path, tmp_path: Path):
+    model = {
+        "adalora": lambda: adalora_model(tiny_model),
+        "convolutions": convolutions_model,
+        "embedding": lambda: lora_model(tiny_model, target_modules=["embed_tokens", "lm_head"]),
+        "experts": experts_model,
+    }[kind]()
+    model.save_pretrained(tmp_path)
+    layers = dict(model.get_base_model().named_modules())
+    report = rank_report(tmp_path)
+    for module in report.modules:
+        delta = layers[module.name].get_delta_weight("default").detach()
+        assert module.norm == pytest.approx(float(delta.norm()), rel=1e-5)
+    assert report.explain().count("\n") >= len(report.modules)
 
 
 @pytest.mark.parametrize(
