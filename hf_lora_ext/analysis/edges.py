@@ -9,8 +9,8 @@ it passes the edges more seldom.
 
 With Aᵀ = Q_A R_A and B = Q_B R_B, σ(B A) = σ(R_B R_Aᵀ). R of a Gaussian matrix of n rows has independent entries:
 χ with n, n-1, … degrees of freedom on the diagonal, and standard normal ones above it (Bartlett 1933; Anderson, An
-Introduction to Multivariate Statistical Analysis, theorem 7.2.1). So a draw costs rank³ at any width, where no closed
-form has these quantiles (for the joint density see Akemann, Ipsen and Kieburg, arXiv 1305.3825).
+Introduction to Multivariate Statistical Analysis, chapter 7). So a draw costs rank³ at any width. We know of no closed
+form for these quantiles; Akemann, Ipsen and Kieburg, arXiv 1307.7560, have the joint density for complex entries.
 
 The edges are order statistics of simulated draws. Of `draws` and one more from the same law, the one more is among the
 k most extreme with probability k / (draws + 1) (Barnard 1963; Besag and Clifford 1991): with k = level · (draws + 1)

@@ -78,14 +78,14 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> float:
-        """The exponential of the entropy of σ / Σσ (Roy and Vetterli 2007, EUSIPCO, definition 1); 0 where ΔW is 0."""
+        """The exponential of the entropy of σ / Σσ (Roy and Vetterli 2007, EUSIPCO); 0 where ΔW is 0."""
         total = math.fsum(self.values)
         shares = [share for value in self.values if (share := value / total)] if total else []
         return math.exp(-math.fsum(share * math.log(share) for share in shares)) if shares else 0.0
 
     @property
     def stable_rank(self) -> float:
-        """‖ΔW‖²_F / σ₁² (Rudelson and Vershynin 2007, arXiv math/0503442); 0 where ΔW is 0."""
+        """‖ΔW‖²_F / σ₁² (Rudelson and Vershynin, arXiv math/0503442: numerical rank); 0 where ΔW is 0."""
         return (self.norm / self.values[0]) ** 2 if self.norm else 0.0
 
     def directions_for(self, share: float) -> int:
