@@ -16,6 +16,8 @@ from .presets.configuration import Preset
 from .presets.preset import preset
 
 if TYPE_CHECKING:
+    from .analysis.rank_report import rank_report
+    from .analysis.report import RankReport
     from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
@@ -49,6 +51,7 @@ __all__ = [
     "PushMixin",
     "PushPlan",
     "PushResult",
+    "RankReport",
     "Recipe",
     "ResumeError",
     "RolledBack",
@@ -58,6 +61,7 @@ __all__ = [
     "load_recipe",
     "preset",
     "push_adapter",
+    "rank_report",
     "render_card",
     "rollback",
     "run_recipe",
@@ -66,6 +70,8 @@ __all__ = [
 ]
 
 _LAZY: Final = {
+    "RankReport": "analysis.report",
+    "rank_report": "analysis.rank_report",
     "render_card": "cards.card",
     "write_card": "cards.card",
     "Facts": "cards.facts",

@@ -1,14 +1,20 @@
 """Plots that people look at. Drawn without a display and without touching matplotlib's global state."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from .cards.layer_ranks import module_and_layer
 
-__all__ = ["plot_loss", "plot_ranks"]
+__all__ = ["Grid", "Spectra", "plot_grids", "plot_loss", "plot_ranks", "plot_spectra"]
 
 
 def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
@@ -45,6 +51,50 @@ def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) ->
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A number for each module of each layer."""
+
+    title: str
+    """Line above it, with the unit."""
+    cells: Mapping[tuple[str, int | None], float]
+    """Module's kind and layer → number; a module in no layer has None."""
+    highest: float
+    """Where the colours end; they begin at 0."""
+    words: str = ".0f"
+    """Format of the numbers."""
+
+
+def plot_grids(grids: Sequence[Grid], path: Path, title: str) -> None:
+    """Draw heat maps above each other into a PNG: a row a module, a column a layer.
+
+    Args:
+        grids: From the top.
+        path: File to write.
+        title: Line above the plot.
+    """
+    places = {place for grid in grids for place in grid.cells}
+    modules = sorted({module for module, _ in places})
+    layers = sorted({layer for _, layer in places}, key=lambda layer: -1 if layer is None else layer)
+    size = max(5.0, 2 + 0.28 * len(layers)), 0.7 + len(grids) * (0.55 + 0.24 * len(modules))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    for axes, grid in zip(figure.subplots(len(grids), 1, squeeze=False)[:, 0], grids, strict=True):
+        rows = [[grid.cells.get((module, layer), float("nan")) for layer in layers] for module in modules]
+        axes.imshow(rows, cmap="Blues", vmin=0, vmax=grid.highest, aspect="auto")
+        for (module, layer), number in grid.cells.items():
+            axes.text(layers.index(layer), modules.index(module), format(number, grid.words), ha="center", va="center",
+                      fontsize=6, color="white" if number > 0.6 * grid.highest else "black")  # fmt: skip
+        axes.set_yticks(range(len(modules)), modules, fontsize=7)
+        axes.set_xticks(range(len(layers)), ["–" if layer is None else str(layer) for layer in layers], fontsize=6)
+        axes.set_title(grid.title, fontsize=8, loc="left")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    axes.set_xlabel("layer", fontsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
 def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, title: str) -> None:
     """Draw the rank of every layer at up to four moments of a run into a PNG: a row a module, a column a layer.
 
@@ -56,24 +106,72 @@ def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, tit
     """
     last = len(moments) - 1
     shown = [moments[index] for index in sorted({0, last // 3, 2 * last // 3, last})]
-    modules = sorted({module_and_layer(name)[0] for _, ranks in shown for name in ranks})
-    layers = sorted({module_and_layer(name)[1] for _, ranks in shown for name in ranks})
     highest = max(rank for _, ranks in shown for rank in ranks.values())
-    size = max(5.0, 2 + 0.28 * len(layers)), 0.7 + len(shown) * (0.55 + 0.24 * len(modules))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    grids = [
+        Grid(
+            title=f"after step {step}" if step else "at the start",
+            cells={module_and_layer(name): rank for name, rank in ranks.items()},
+            highest=highest,
+        )
+        for step, ranks in shown
+    ]
+    plot_grids(grids, path, title)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectra:
+    """The singular values of one kind of module along the layers."""
+
+    title: str
+    """The module's kind."""
+    lines: Sequence[tuple[int, Sequence[float]]]
+    """Layer, and values, descending, over their Frobenius norm."""
+    edges: tuple[float, float] | None
+    """Bounds that random factors keep within: of the largest value, and of the smallest; None where they differ."""
+
+
+def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
+    """Draw the spectra of each kind of module into a PNG, a line a layer.
+
+    Args:
+        kinds: A plot for each.
+        path: File to write.
+        title: Line above the plots.
+    """
+    columns = min(4, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(1.2 + 2.5 * columns, 1.1 + 2.1 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    for axes, (step, ranks) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        cells = {module_and_layer(name): rank for name, rank in ranks.items()}
-        grid = [[cells.get((module, layer), float("nan")) for layer in layers] for module in modules]
-        axes.imshow(grid, cmap="Blues", vmin=0, vmax=highest, aspect="auto")
-        for (module, layer), rank in cells.items():
-            axes.text(layers.index(layer), modules.index(module), str(rank), ha="center", va="center", fontsize=6,
-                      color="white" if rank > 0.6 * highest else "black")  # fmt: skip
-        axes.set_yticks(range(len(modules)), modules, fontsize=7)
-        axes.set_xticks(range(len(layers)), [str(layer) for layer in layers], fontsize=6)
-        axes.set_title(f"after step {step}" if step else "at the start", fontsize=8, loc="left")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    axes.set_xlabel("layer", fontsize=8)
+    layers = [layer for kind in kinds for layer, _ in kind.lines]
+    colours: Any = ScalarMappable(Normalize(min(layers), max(*layers, min(layers) + 1)), "viridis")
+    lowest = min((x for kind in kinds for _, values in kind.lines for x in values if x), default=1.0)
+    all_axes = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for axes, kind in zip(all_axes, kinds, strict=False):
+        for layer, values in kind.lines:
+            axes.plot(range(1, len(values) + 1), values, color=colours.to_rgba(layer), linewidth=0.8, marker=".",
+                      markersize=3)  # fmt: skip
+        for edge, style in zip(kind.edges or (), ("--", ":"), strict=False):
+            axes.axhline(edge, color="#c8553d", linewidth=1, linestyle=style)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # not as powers, whose fonts a small machine may lack
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(max(lowest, 1e-4) * 0.8, 1.25)
+        axes.set_title(kind.title, fontsize=8, loc="left")
+        axes.tick_params(labelsize=6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    for index, axes in enumerate(figure.axes):
+        axes.set_visible(index < len(kinds))
+        if index + columns >= len(kinds):
+            axes.set_xlabel("direction", fontsize=8)
+        if index % columns == 0:
+            axes.set_ylabel("singular value / norm", fontsize=8)
+    bar = figure.colorbar(colours, ax=figure.axes, fraction=0.02, pad=0.01)
+    bar.set_label("layer", fontsize=8)
+    bar.ax.tick_params(labelsize=6)
+    lines = [Line2D([], [], color="#c8553d", linewidth=1, linestyle=style) for style in ("--", ":")]
+    words = ("chance keeps the largest value below", "chance keeps the smallest value above")
+    figure.legend(lines, words, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     figure.savefig(path, format="png", metadata={"Software": None})

@@ -24,19 +24,22 @@ LAYERS = {
         "cards": "facts card metadata view usage ownership markdown licences layer_ranks emissions",
         "runs": "recipe recipe_rules emission",
         "ranks": "events allocation",
-        "adapters": "adalora_schedule",
+        "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
         "hub": "landing",
+        "analysis": "spectra report",
         "push": "leaks release release_terms release_card plan schedule token_scopes",
     },
-    1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth"},
+    1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
-        "adapters": "peft_seam stored_adapter adalora starts",
+        "adapters": "peft_seam stored_adapter factors adalora starts",
         "ranks": "lora_layers probes criteria change storage sketches moves",
     },
     3: {
         "": "machine plots",
         "models": "base_models shape_sources stored_weights",
         "hub": "__init__ failures repository",
+        "adapters": "located",
+        "analysis": "rank_report pictures",
         "data": "examples files stdlib_docstrings",
         "push": "base_terms",
         "runs": "evaluation run_folder",
@@ -61,6 +64,7 @@ THIRD_PARTY = {
 # (module, what it imports inside a function) → why the rule is bent there. Layers 3 to 5 import libraries late
 # so that a preset or a help text stays instant; that needs no entry, but importing *upward* always does.
 LATE = {
+    ("analysis.report", "analysis.pictures"): "RankReport draws itself on demand",
     ("presets.configuration", "runs.training"): "Preset's properties build library objects on demand",
     ("presets.preset", "models.base_models"): "preset() gathers before it decides",
     ("presets.preset", "machine"): "preset() gathers before it decides",

@@ -6,23 +6,25 @@ call means.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError
-from .failures import is_network_failure
+from .failures import failure_of, is_network_failure
 
 __all__ = [
     "HubModel",
     "cache_folder",
     "cached_model_folder",
+    "download_files",
     "download_texts",
     "find_model",
     "load_hub_dataset",
     "model_config",
+    "model_files",
     "show_no_progress",
     "stored_elements",
     "weights_index",
@@ -110,6 +112,65 @@ def download_texts(name: str, revision: str | None, wanted: re.Pattern[str], tok
         if is_network_failure(error):
             return []
         raise
+
+
+def model_files(name: str, revision: str | None = None, token: str | None = None) -> list[str] | None:
+    """Return the files of a Hub model, or None when the Hub is out of reach.
+
+    Raises:
+        ConfigError: If the Hub answers that there is no such model or revision, or no access to it.
+    """
+    from huggingface_hub import HfApi
+
+    model = find_model(name, revision, token)
+    if model is None:
+        return None
+    with _told(f"the files of {name}"):
+        return sorted(HfApi(token=token).list_repo_files(name, revision=model.revision))
+
+
+def download_files(
+    name: str, files: Sequence[str], revision: str | None = None, token: str | None = None, *, cached: bool = False
+) -> Path:
+    """Return the folder of the Hub's cache that holds these files of a model, all of one commit.
+
+    Args:
+        name: Repository id.
+        files: Top-level files.
+        revision: Branch, tag or commit; `main` if left out.
+        token: Hub token.
+        cached: Look into the cache alone, without the Hub.
+
+    Raises:
+        ConfigError: If one cannot be had.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    for file in files:
+        try:
+            with _told(f"{file} of {name}"):
+                got = hf_hub_download(name, file, revision=revision, token=token, local_files_only=cached)
+        except errors.LocalEntryNotFoundError as error:
+            raise ConfigError(
+                f"the Hub is out of reach, and {file} of {name} is not in its cache; try again later"
+            ) from error
+        revision = Path(got).parent.name  # the cache's folder of a commit, whatever the branch is at by now
+    return Path(got).parent
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say in one line why something of the Hub could not be had."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.LocalEntryNotFoundError:
+        raise
+    except Exception as error:
+        if (failure := failure_of(error)) is None:
+            raise
+        raise ConfigError(f"{what} cannot be had: {failure.told}") from error
 
 
 def model_config(name: str, revision: str | None = None) -> dict[str, Any] | None:

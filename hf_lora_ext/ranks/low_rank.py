@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "find_basis", "gram_of_columns", "gram_of_rows"]
+__all__ = ["Basis", "find_basis", "gram_of_columns", "gram_of_rows", "singular_values"]
 
 RIDGE: Final = 1e-10
 """Added to a Gram matrix, relative to its mean diagonal: it bounds what a change of basis can lose to 1e-11."""
@@ -32,6 +32,21 @@ class Basis:
     def cut(self, rank: int) -> Basis:
         """Return the first `rank` directions alone."""
         return Basis(self.values[:rank], self.to_a[:rank], self.to_b[:, :rank])
+
+
+def singular_values(a: Tensor, b: Tensor) -> Tensor:
+    """Return the singular values of B A, descending: as many as the least of its rank and sizes.
+
+    Those of R_B R_Aᵀ with Aᵀ = Q_A R_A and B = Q_B R_B, to the last digits of float64; the Gram matrices that
+    `find_basis` goes through lose those below 1e-5 of the largest.
+
+    >>> singular_values(torch.eye(2, 3), torch.eye(4, 2) * 2).tolist()
+    [2.0, 2.0]
+    """
+    right = torch.linalg.qr(a.detach().double().T, mode="r").R
+    left = torch.linalg.qr(b.detach().double(), mode="r").R
+    values: Tensor = torch.linalg.svdvals(left @ right.T)
+    return values
 
 
 def gram_of_rows(a: Tensor) -> Tensor:
