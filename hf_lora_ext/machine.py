@@ -21,6 +21,7 @@ __all__ = [
     "peak_memory",
     "private_folders",
     "private_people",
+    "reset_peak_memory",
     "secrets_of_environment",
     "software_versions",
 ]
@@ -185,6 +186,18 @@ def peak_memory() -> dict[str, float]:
         peaks["gpu_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         peaks["gpu_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
     return peaks
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure `peak_memory` anew: of the GPU where there is one, of the process where that is Linux."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set
+    except OSError:  # another system, or a container that forbids it
+        return
 
 
 def private_folders(*more: Path) -> list[str]:

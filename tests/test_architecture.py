@@ -27,6 +27,7 @@ LAYERS = {
         "adapters": "adalora_schedule",
         "hub": "landing",
         "push": "leaks release release_terms release_card plan schedule",
+        "sweep": "space settings outcome",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth"},
     2: {
@@ -40,12 +41,14 @@ LAYERS = {
         "data": "examples files stdlib_docstrings",
         "push": "base_terms",
         "runs": "evaluation run_folder",
+        "sweep": "holds store",
     },
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "training runner",
+        "runs": "training runner full",
         "push": "gathering preflight verification push rollbacks queue",
+        "sweep": "forecast report sweeper",
     },
     5: {"": "__init__", "cli": "*"},
 }
@@ -180,6 +183,7 @@ def test_no_late_import_is_listed_in_vain():
     [
         ("trl", {"runs.training", "trainers", "cli"}),
         ("huggingface_hub", {"hub"}),
+        ("optuna", {"sweep.store"}),
         ("peft", {"runs.training", "adapters", "ranks.lora_layers"}),
     ],
 )
