@@ -107,7 +107,7 @@ def _memory(chosen: Preset, recipe: Recipe) -> dict[str, Any]:
             return {"needed_gib": None, "available_gib": chosen.hardware.memory_gib}
         least = least_host_bytes(chosen.shape, chosen.choices) / GIB
         return {
-            "needed_gib": round(least, 2),
+            "needed_gib": round(least, 4),
             "available_gib": chosen.hardware.host_memory_gib,
             "is_lower_bound": True,
         }
@@ -118,7 +118,7 @@ def _memory(chosen: Preset, recipe: Recipe) -> dict[str, Any]:
     }
     plan = replace(chosen.found.plan, **{name: value for name, value in own.items() if value is not None})
     needed = estimate_memory(chosen.shape, plan).needed
-    return {"needed_gib": round(needed / GIB, 2), "available_gib": round(chosen.found.available / GIB, 2)}
+    return {"needed_gib": round(needed / GIB, 4), "available_gib": round(chosen.found.available / GIB, 4)}
 
 
 def _judged(made: Forecast, chosen: Preset) -> Forecast:
@@ -128,7 +128,7 @@ def _judged(made: Forecast, chosen: Preset) -> Forecast:
     if made.needed_gib is not None and made.available_gib is not None and made.needed_gib > made.available_gib:
         return replace(
             made,
-            problem=f"needs {made.needed_gib:g} GiB of {made.available_gib:g}; set a smaller "
+            problem=f"needs {made.needed_gib:.3g} GiB of {made.available_gib:.3g}; set a smaller "
             "per_device_train_batch_size, or a smaller model",
         )
     return made
@@ -144,5 +144,5 @@ def _of_full(rate: float, recipe: Recipe) -> Forecast:
         )
     memory = _memory(chosen, recipe)
     if chosen.hardware.kind != "cuda":
-        memory["needed_gib"] = round(chosen.shape.parameters * FULL_BYTES / GIB, 2)
+        memory["needed_gib"] = round(chosen.shape.parameters * FULL_BYTES / GIB, 4)
     return _judged(Forecast(point=point, is_full=True, parameters=chosen.shape.parameters, **memory), chosen)

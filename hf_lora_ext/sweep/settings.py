@@ -42,6 +42,11 @@ _TRAINING_KEYS: Final = (
 )  # fmt: skip
 SWEPT: Final = (*_ADAPTER_KEYS, "data.train_examples", *(f"training.{key}" for key in _TRAINING_KEYS))
 """Keys that a space may have: those under which the held-out loss stays the same measurement."""
+_WHOLE: Final = (
+    "rank", "alpha", "data.train_examples", "training.gradient_accumulation_steps", "training.max_steps",
+    "training.per_device_train_batch_size",
+)  # fmt: skip
+"""Keys whose ranges have whole numbers alone; {low: 0, high: 1} of another has what is between."""
 _FULL_IGNORES: Final = (*_ADAPTER_KEYS, "task", "new_tokens", "push")
 """Keys of a recipe that say nothing where all weights train."""
 
@@ -215,11 +220,17 @@ def _value_problems(base: Mapping[str, Any], key: str, axis: Choices | Range) ->
 
 def _read_space(raw: Mapping[str, Any]) -> dict[str, Choices | Range]:
     return {
-        key: Range(**{name: value for name, value in axis.items() if value is not None})
+        key: _read_range(key, axis)
         if isinstance(axis, Mapping)
         else Choices(tuple(tuple(v) if isinstance(v, list) else v for v in axis))
         for key, axis in raw.items()
     }
+
+
+def _read_range(key: str, raw: Mapping[str, Any]) -> Range:
+    given = {name: value for name, value in raw.items() if value is not None}
+    ends = {name: given[name] if key in _WHOLE else float(given[name]) for name in ("low", "high")}
+    return Range(**given | ends)
 
 
 def parse_sweep(raw: Mapping[str, Any], where: str = "sweep") -> Sweep:

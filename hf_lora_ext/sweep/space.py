@@ -80,7 +80,8 @@ class Range:
     def on_grid(self) -> tuple[Any, ...]:
         """Return the values that a grid takes: evenly spaced, and fewer where whole numbers coincide."""
         steps = self.steps or 2
-        return tuple(dict.fromkeys(self._between(self.low, self.high, step / (steps - 1)) for step in range(steps)))
+        between = (self._between(self.low, self.high, step / (steps - 1)) for step in range(1, steps - 1))
+        return tuple(dict.fromkeys((self.low, *between, self.high)))
 
     def drawn(self, share: float) -> Any:
         """Return the value that a number from 0 up to, not including, 1 stands for."""

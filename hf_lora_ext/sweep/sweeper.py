@@ -150,20 +150,26 @@ def _run_seed(store: SweepStore, claim: Claim, number: int, say: Say) -> Run:
 
     reset_peak_memory()
     try:
-        facts = _trained(claim, sweep, seed, folder, watch)
+        facts = _trained(claim, sweep, seed, folder, watch, say)
     finally:
         gc.collect()
     return _measured(facts, seed)
 
 
-def _trained(claim: Claim, sweep: Sweep, seed: int, folder: Path, watch: Callable[[int, int, float], None]) -> Facts:
+def _trained(
+    claim: Claim, sweep: Sweep, seed: int, folder: Path, watch: Callable[[int, int, float], None], say: Say
+) -> Facts:
     from ..callbacks import HeldOutLoss
+
+    def say_resuming(line: str) -> None:
+        if line.startswith("resuming"):
+            say(f"         seed {seed}  {line}")
 
     if claim.trial.is_full:
         rate = claim.trial.point["training.learning_rate"]
         return run_full(full_recipe(sweep, rate, seed, folder), [HeldOutLoss(watch)])
     recipe = recipe_at(sweep, claim.trial.point, seed, folder)
-    return run_recipe(recipe, lambda line: None, [HeldOutLoss(watch)]).facts
+    return run_recipe(recipe, say_resuming, [HeldOutLoss(watch)]).facts
 
 
 def _measured(facts: Facts, seed: int) -> Run:
