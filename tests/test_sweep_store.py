@@ -127,10 +127,12 @@ def test_a_trial_far_worse_than_the_others_at_a_step_is_to_be_pruned_and_a_bette
     assert not store.should_prune(store.claim(), 5, 1.0)
 
 
-def test_more_trials_or_time_go_on_in_the_folder_and_another_sweep_is_refused(tmp_path: Path):
-    sweep = sweep_of(tmp_path, strategy="random", trials=2)
+def test_more_trials_references_or_time_go_on_in_the_folder_and_another_sweep_is_refused(tmp_path: Path):
+    sweep = sweep_of(tmp_path, strategy="random", trials=2, full_learning_rates=[1e-5])
     run_all(SweepStore(sweep))
     assert len(run_all(SweepStore(replace(sweep, trials=4, time_limit_minutes=5.0)))) == 2
+    (added,) = run_all(SweepStore(replace(sweep, full_learning_rates=(1e-5, 3e-5))))
+    assert dict(added.trial.point) == {"training.learning_rate": 3e-5}
     with pytest.raises(ConfigError, match="holds another sweep, which differs in seeds"):
         SweepStore(replace(sweep, seeds=2))
 

@@ -61,7 +61,7 @@ class SweepResult:
         bases = [run.base_loss for trial in self.trials for run in trial.runs if run.base_loss is not None]
         if not bases or self.reference is None:
             return ""
-        whose = "the best full fine-tuning" if self.reference.is_full else f"trial {self.reference.name}, the best"
+        whose = "the best full fine-tuning" if self.reference.is_full else f"trial {self.reference.name}, the best one,"
         return (
             f"gain is the share of the loss's fall from the base's {mean(bases):.4f} that {whose} has; per parameter: "
             "that share over the share of its parameters"

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from .holds import Hold, is_abandoned
 from .outcome import Run, State, Trial
 from .settings import Sweep, dump_sweep, load_sweep
-from .space import Choices, Point, Space, grid, point_key, random_points
+from .space import Choices, Point, Range, Space, grid, point_key, random_points
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +29,8 @@ RATE: Final = "training.learning_rate"
 MOST_ATTEMPTS: Final = 3
 """Times that a trial which is killed or fails is begun: one that takes the process with it must not do so for ever."""
 _KINDS: Final = ("adapters", "full")
+ANY_RATE: Final = Range(low=0.0, high=1e6)
+"""Optuna's bounds of a reference's rate: wide, since they cannot change when a rate is added."""
 SWEEP_FILE: Final = "sweep.yaml"
 DATABASE: Final = "trials.db"
 
@@ -173,7 +175,7 @@ class SweepStore:
         return Claim(replace(self._as_trial(kind, frozen), state="running", runs=()), folder, hold, trial)
 
     def _space(self, kind: str) -> Space:
-        return self.sweep.space if kind == "adapters" else {RATE: Choices(self.sweep.full_learning_rates)}
+        return self.sweep.space if kind == "adapters" else {RATE: ANY_RATE}
 
     def _suggested(self, kind: str, trial: optuna.Trial) -> dict[str, Any]:
         """Tell Optuna each key's distribution; return the point, which is its own or the one that was enqueued."""
@@ -257,7 +259,7 @@ def _label(value: Any) -> Any:
 
 
 def check_folder(sweep: Sweep) -> None:
-    """Refuse a folder that holds another sweep or foreign files; a sweep may be given more trials or time.
+    """Refuse a folder that holds another sweep or foreign files; a sweep may be given more trials, references or time.
 
     Raises:
         ConfigError: With what differs.
@@ -270,12 +272,20 @@ def check_folder(sweep: Sweep) -> None:
     if not file.is_file():
         raise ConfigError(f"output_dir {root} holds other things, and no sweep of ours; choose another output_dir")
     theirs = load_sweep(file)
-    left, right = (asdict(replace(one, trials=None, time_limit_minutes=None, output_dir="")) for one in (theirs, sweep))
+    left, right = (
+        asdict(replace(one, trials=None, time_limit_minutes=None, full_learning_rates=(), output_dir=""))
+        for one in (theirs, sweep)
+    )
     if left != right:
         wrong = ", ".join(sorted(key for key in left if left[key] != right[key]))
         raise ConfigError(
             f"output_dir {root} holds another sweep, which differs in {wrong}; choose another output_dir, or remove it"
         )
+
+
+def _identity(sweep: Sweep) -> dict[str, Any]:
+    """Return what makes a sweep this one: all but its folder and how far it goes."""
+    return asdict(replace(sweep, trials=None, time_limit_minutes=None, full_learning_rates=(), output_dir=""))
 
 
 def _import_optuna() -> Any:
