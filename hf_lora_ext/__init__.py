@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .push.verification import Verified, verify_push
     from .runs.recipe import Recipe, load_recipe
     from .runs.runner import RunResult, run_recipe
+    from .sweep.report import SweepResult
+    from .sweep.settings import Sweep, load_sweep
+    from .sweep.sweeper import run_sweep
     from .trainers import LoraSFTTrainer, PushMixin
 
 __all__ = [
@@ -56,15 +59,19 @@ __all__ = [
     "ResumeError",
     "RolledBack",
     "RunResult",
+    "Sweep",
+    "SweepResult",
     "Verified",
     "advise",
     "load_recipe",
+    "load_sweep",
     "preset",
     "push_adapter",
     "rank_report",
     "render_card",
     "rollback",
     "run_recipe",
+    "run_sweep",
     "verify_push",
     "write_card",
 ]
@@ -86,6 +93,10 @@ _LAZY: Final = {
     "PushAdapterCallback": "callbacks",
     "RunResult": "runs.runner",
     "run_recipe": "runs.runner",
+    "SweepResult": "sweep.report",
+    "Sweep": "sweep.settings",
+    "load_sweep": "sweep.settings",
+    "run_sweep": "sweep.sweeper",
     "LoraSFTTrainer": "trainers",
     "PushMixin": "trainers",
     "PushPlan": "push.plan",

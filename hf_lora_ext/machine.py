@@ -21,6 +21,7 @@ __all__ = [
     "peak_memory",
     "private_folders",
     "private_people",
+    "reset_peak_memory",
     "secrets_of_environment",
     "software_versions",
 ]
@@ -169,22 +170,38 @@ def _cpu_name() -> str:
 
 def peak_memory() -> dict[str, float]:
     """Return peak memory in GiB so far: of this process, and of the GPU where there is one."""
-    import psutil
-
-    if sys.platform == "win32":
-        peak_bytes = psutil.Process().memory_info().peak_wset
-    else:
-        import resource
-
-        # Linux counts in KiB, macOS in bytes.
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    peaks = {"process_gib": round(peak_bytes / 2**30, 2)}
+    peaks = {"process_gib": round(_peak_process_bytes() / 2**30, 2)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         peaks["gpu_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         peaks["gpu_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
     return peaks
+
+
+def _peak_process_bytes() -> int:
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, others in KiB
+    status = Path("/proc/self/status")  # getrusage's peak is never below that of the process which started this one
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.is_file() else []
+    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return (own or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] * unit
+
+
+def reset_peak_memory() -> None:
+    """Begin to measure `peak_memory` anew: of the GPU where there is one, of the process where that is Linux."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets the peak resident set
+    except OSError:  # another system, or a container that forbids it
+        return
 
 
 def private_folders(*more: Path) -> list[str]:

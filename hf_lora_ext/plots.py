@@ -1,20 +1,26 @@
 """Plots that people look at. Drawn without a display and without touching matplotlib's global state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from .cards.layer_ranks import module_and_layer
 
-__all__ = ["Grid", "Spectra", "plot_grids", "plot_loss", "plot_ranks", "plot_spectra"]
+__all__ = ["Grid", "PlotPoint", "Spectra", "plot_against", "plot_grids", "plot_loss", "plot_ranks", "plot_spectra"]
+
+MOST_TICKS: Final = 8
+"""Places on an axis up to which each gets a tick of its own."""
+SERIES: Final = ("#c8553d", "#3d6fc8", "#4f9d69", "#8a5fb5", "#b58a2e", "#4aa3a8", "#777777")
+"""Colours of joined points."""
 
 
 def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
@@ -174,4 +180,84 @@ def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
     lines = [Line2D([], [], color="#c8553d", linewidth=1, linestyle=style) for style in ("--", ":")]
     words = ("chance keeps the largest value below", "chance keeps the smallest value above")
     figure.legend(lines, words, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlotPoint:
+    """A measured point of a plot."""
+
+    x: float
+    """Where it is."""
+    y: float
+    """What was measured."""
+    error: float | None = None
+    """Half the length of its bar."""
+    series: str = ""
+    """Points of one series are joined by a line."""
+    mark: str = ""
+    """Words beside it, and a larger marker."""
+
+
+def _scale(axis: Axis, set_scale: Callable[[str], None], places: Sequence[float]) -> None:
+    """Make an axis logarithmic if it spans a decade, with a tick at each place if they are few."""
+    if min(places) > 0 and max(places) >= 10 * min(places):
+        set_scale("log")
+        axis.set_major_formatter(lambda value, _: _short(value))  # matplotlib's own would set powers of ten
+        axis.set_minor_formatter(NullFormatter())
+    if len(distinct := sorted(set(places))) <= MOST_TICKS:
+        axis.set_major_locator(FixedLocator(distinct))
+        axis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _short(value: float) -> str:
+    """Return a number in few characters, whole thousands and millions as such.
+
+    >>> _short(1_221_120), _short(305_280), _short(64), _short(0.0003)
+    ('1.22M', '305k', '64', '0.0003')
+    """
+    for least, unit, name in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:g}"
+
+
+def plot_against(
+    points: Sequence[PlotPoint], path: Path, title: str, labels: tuple[str, str], level: tuple[str, float] | None = None
+) -> None:
+    """Draw what was measured against one quantity into a PNG, on a logarithmic axis where it spans a decade.
+
+    Args:
+        points: The points.
+        path: File to write.
+        title: Line above the plot.
+        labels: What the two axes show.
+        level: Words and height of a line across, if any.
+    """
+    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    names = list(dict.fromkeys(point.series for point in points))
+    for index, name in enumerate(names):
+        own = sorted((point for point in points if point.series == name), key=lambda point: (point.x, point.y))
+        color = SERIES[index % len(SERIES)]
+        bars = [point.error or 0.0 for point in own]
+        axes.errorbar([p.x for p in own], [p.y for p in own], yerr=bars, label=name, color=color, marker="o",
+                      markersize=4, linewidth=1, elinewidth=0.8, capsize=2)  # fmt: skip
+    for point in points:
+        if point.mark:
+            axes.plot(point.x, point.y, "o", markersize=10, fillstyle="none", color="black")
+            axes.annotate(point.mark, (point.x, point.y), xytext=(0, -16), textcoords="offset points", fontsize=8,
+                          ha="center")  # fmt: skip
+    _scale(axes.xaxis, axes.set_xscale, [point.x for point in points])
+    if level is not None:
+        axes.axhline(level[1], color="grey", linestyle=":", linewidth=1)
+        axes.annotate(level[0], (0.01, level[1]), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(0.08)
+    if names != [""]:
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, format="png", metadata={"Software": None})

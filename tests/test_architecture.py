@@ -28,6 +28,7 @@ LAYERS = {
         "hub": "landing",
         "analysis": "spectra report",
         "push": "leaks release release_terms release_card plan schedule token_scopes",
+        "sweep": "space settings outcome",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
@@ -43,12 +44,14 @@ LAYERS = {
         "data": "examples files stdlib_docstrings",
         "push": "base_terms",
         "runs": "evaluation run_folder",
+        "sweep": "holds store",
     },
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "training runner",
+        "runs": "training runner full",
         "push": "gathering preflight verification push rollbacks queue",
+        "sweep": "forecast report sweeper",
     },
     5: {"": "__init__", "cli": "*"},
 }
@@ -184,6 +187,7 @@ def test_no_late_import_is_listed_in_vain():
     [
         ("trl", {"runs.training", "trainers", "cli"}),
         ("huggingface_hub", {"hub"}),
+        ("optuna", {"sweep.store"}),
         ("peft", {"runs.training", "adapters", "ranks.lora_layers"}),
     ],
 )

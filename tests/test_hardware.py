@@ -1,8 +1,10 @@
 """Hardware: a plain value that the user's declaration replaces."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from conftest import run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -101,3 +103,16 @@ def test_the_host_memory_found_here_is_within_the_physical_memory_and_a_containe
         (tmp_path / "limit").write_text(text)
         monkeypatch.setattr(machine, "CONTAINER_LIMITS", [str(tmp_path / "limit"), str(tmp_path / "none")])
         assert machine.find_hardware().host_memory_gib == gib
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone lets a process forget its peak")
+def test_the_peak_of_a_process_is_measured_anew_after_a_reset():
+    code = (
+        "from hf_lora_ext.machine import peak_memory, reset_peak_memory\n"
+        "held = bytearray(400 * 2**20); held = None\n"
+        "before = peak_memory()['process_gib']; reset_peak_memory()\n"
+        "print(before, peak_memory()['process_gib'])"
+    )
+    before, after = map(float, run_python("-c", code).stdout.split())
+    assert before > 0.35
+    assert after < before - 0.3

@@ -6,24 +6,37 @@ from pathlib import Path
 
 import pytest
 from conftest import PAIRS, write_jsonl
+from push_runs import saved_adapter
 
-from hf_lora_ext import load_recipe, render_card, run_recipe
+from hf_lora_ext import load_recipe, load_sweep, render_card, run_recipe
 from hf_lora_ext.cards.facts import read_facts
 from hf_lora_ext.resources import shipped_folder
+from hf_lora_ext.sweep.forecast import forecast
 
-RECIPES = sorted(shipped_folder("recipes").rglob("*.yaml"))
+SWEEPS = sorted(shipped_folder("recipes").rglob("sweep_*.yaml"))
+RECIPES = sorted(set(shipped_folder("recipes").rglob("*.yaml")) - set(SWEEPS))
 SCRIPTS = sorted(shipped_folder("recipes").rglob("*.py"))
 
 
-def test_there_are_recipes():
+def test_there_are_recipes_sweeps_and_scripts():
     assert RECIPES
+    assert SWEEPS
+    assert SCRIPTS
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", RECIPES + SWEEPS, ids=lambda file: file.stem)
 def test_its_header_gives_purpose_hardware_and_command(file: Path):
     header = [line for line in file.read_text(encoding="utf8").splitlines() if line.startswith("#")]
+    verb = "sweep" if file in SWEEPS else "train"
     assert any("Hardware:" in line for line in header)
-    assert any(f"hf-lora train recipes/{file.name}" in line for line in header)
+    assert any(f"hf-lora {verb} recipes/{file.name}" in line for line in header)
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_sweep_is_right_and_every_trial_fits_the_declared_machine(file: Path):
+    found = forecast(load_sweep(file))
+    assert max(made.needed_gib for made in found) < 4
+    assert not [made for made in found if made.problem]
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
@@ -36,10 +49,14 @@ def test_it_trains_two_steps_on_a_tiny_model(file: Path, tiny_model: Path, tmp_p
 
 
 @pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
-def test_a_script_gives_hardware_and_command_and_leaves_adapter_and_card(file: Path, tiny_model: Path, tmp_path: Path):
+def test_a_script_gives_hardware_and_command(file: Path):
     assert "Hardware:" in file.read_text(encoding="utf8")
     assert f"python recipes/{file.name}" in file.read_text(encoding="utf8")
-    runpy.run_path(str(file))["main"](str(tmp_path), str(tiny_model), steps=2)
+
+
+def test_the_classifier_leaves_adapter_and_card(tiny_model: Path, tmp_path: Path):
+    script = runpy.run_path(str(shipped_folder("recipes") / "classify_text.py"))
+    script["main"](str(tmp_path), str(tiny_model), steps=2)
     facts = read_facts(tmp_path / "facts.json")
     assert (tmp_path / "adapter_model.safetensors").is_file()
     assert (tmp_path / "README.md").read_text(encoding="utf8") == render_card(facts)
@@ -57,3 +74,20 @@ def test_the_classifier_s_card_tells_labels_accuracy_and_what_its_author_says(ti
     assert "metrics:\n- accuracy\n" in card
     assert "a head that has learned nothing yet" in card
     assert "## Limits" in card
+
+
+@pytest.mark.parametrize("ranks", [(), (2, 8, 2)], ids=["its own", "given"])
+def test_adapters_of_one_base_answer_alike_switched_and_mixed_in_one_batch(
+    ranks: tuple[int, ...], wide_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = [
+        str(saved_adapter(tmp_path / str(number), wide_model, r=rank, seed=number)) for number, rank in enumerate(ranks)
+    ]
+    script = runpy.run_path(str(shipped_folder("recipes") / "swap_adapters.py"))
+    script["main"](*given, name=str(wide_model), out=str(tmp_path / "swap"), steps=3)
+    rows = [line.split(maxsplit=7) for line in capsys.readouterr().out.splitlines()]
+    said = {(row[0], row[4]): row[7] for row in rows}
+    assert [name for _, name in said] == ["new", "other", "blend", "earlier", "new", "other", "__base__"]
+    assert said["mixed", "new"] == said["switched", "new"] != said["mixed", "__base__"]
+    assert said["mixed", "other"] == said["switched", "other"] != said["switched", "new"]
+    assert said["switched", "earlier"] != said["switched", "new"]

@@ -5,6 +5,7 @@ from .adapter_precision import AdapterPrecisionCallback
 from .adaptive_rank import AdaptiveRankCallback
 from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
+from .held_out_loss import HeldOutLoss
 from .new_tokens import NewTokensCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
@@ -18,6 +19,7 @@ __all__ = [
     "EvaCallback",
     "EvaluateAtEnd",
     "FactsCallback",
+    "HeldOutLoss",
     "LoftqCallback",
     "NewTokensCallback",
     "PlainAdapterCallback",

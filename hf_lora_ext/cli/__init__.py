@@ -16,6 +16,7 @@ VERBS: Final = {
     "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
+    "sweep": "Try a recipe at many points, and say which is best.",
     "card": "Write or refresh the model card from a run's facts.",
     "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
     "push": "Publish an adapter on the Hub, checked before and verified after.",
@@ -31,6 +32,7 @@ Examples:
   hf-lora preset 7B --gpu 24
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
+  hf-lora sweep recipes/sweep_rank.yaml --dry-run
   hf-lora card out/quickstart
   hf-lora ranks out/quickstart
   hf-lora push out/quickstart me/docstrings --dry-run

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import LoraExtError, PushError
-from ..runs.recipe import Recipe, load_recipe
+from ..runs.recipe import load_recipe
 
 if TYPE_CHECKING:
     from ..runs.runner import RunResult
 
-__all__ = ["command"]
+__all__ = ["command", "full_disk_explained", "quieten_libraries"]
 
 EPILOG = """
 \b
@@ -54,10 +54,10 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
 
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which nothing has done yet
-    with _full_disk_explained(chosen):
+    with full_disk_explained(chosen.output_dir):
         from ..runs.runner import run_recipe
 
-        _quieten_libraries()
+        quieten_libraries()
         result = run_recipe(chosen, say)
     if as_json:
         pushed = {"push": result.push.to_dict()} if result.push else {}
@@ -69,7 +69,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         raise PushError(result.push_problem)
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Leave the screen to our own lines: no bars of other libraries, and only their errors."""
     import warnings
 
@@ -85,7 +85,7 @@ def _quieten_libraries() -> None:
 
 
 @contextmanager
-def _full_disk_explained(recipe: Recipe) -> Iterator[None]:
+def full_disk_explained(output_dir: str) -> Iterator[None]:
     """Turn a disk that filled up while training into one message.
 
     torch and safetensors report a full disk as errors of their own, so the words are looked at too.
@@ -96,18 +96,18 @@ def _full_disk_explained(recipe: Recipe) -> Iterator[None]:
         raise
     except Exception as error:
         full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT} or "No space left" in str(error)
-        if not full and not _disk_is_full(recipe):
+        if not full and not _disk_is_full(output_dir):
             raise
         raise LoraExtError(
-            f"the disk of output_dir {recipe.output_dir} is full ({type(error).__name__}); free some space and run the "
+            f"the disk of output_dir {output_dir} is full ({type(error).__name__}); free some space and run the "
             "same command again: it goes on from the last whole checkpoint"
         ) from error
 
 
-def _disk_is_full(recipe: Recipe) -> bool:
+def _disk_is_full(output_dir: str) -> bool:
     from ..machine import free_disk_bytes
 
-    return free_disk_bytes(Path(recipe.output_dir)) < 2**20
+    return free_disk_bytes(Path(output_dir)) < 2**20
 
 
 def _print_result(result: RunResult, recipe_file: str) -> None:

@@ -7,7 +7,7 @@ the model is loaded after that.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..push.plan import PushResult
 
-__all__ = ["RunResult", "run_recipe"]
+__all__ = ["RunResult", "preset_for", "run_recipe", "trainer_settings"]
 
 Say = Callable[[str], None]
 
@@ -51,12 +51,13 @@ class RunResult:
     """Why the Hub does not hold it, with the command that pushes it."""
 
 
-def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
+def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
     """Train what a recipe describes, go on with it, or report that it is finished.
 
     Args:
         recipe: The choices.
         say: Takes one line of progress.
+        callbacks: Trainer callbacks beside the run's own; they change nothing that a resumed run would lack.
 
     Raises:
         ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
@@ -77,18 +78,25 @@ def run_recipe(recipe: Recipe, say: Say = print) -> RunResult:
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = find_base_model(recipe.model, recipe.revision)
-    chosen = _preset_for(recipe, base, len(examples.train))
+    chosen = preset_for(recipe, base.path, len(examples.train))
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
     with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
-        return _train(recipe, folder, examples, base, chosen, say)
+        return _train(recipe, folder, examples, base, chosen, say, callbacks)
 
 
-def _preset_for(recipe: Recipe, base: BaseModel, examples: int) -> Preset:
+def preset_for(recipe: Recipe, model: str, examples: int | None) -> Preset:
+    """Return the preset that a recipe's choices give.
+
+    Args:
+        recipe: The choices.
+        model: Where its base model is, or its name.
+        examples: Training examples, for a rank of `auto`.
+    """
     targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
     return preset(
-        base.path,
+        model,
         method=recipe.method,
         rank=recipe.rank,
         alpha=recipe.alpha,
@@ -115,12 +123,18 @@ def _disk_needed(chosen: Preset) -> int:
 
 
 def _train(
-    recipe: Recipe, folder: RunFolder, examples: Examples, base: BaseModel, chosen: Preset, say: Say
+    recipe: Recipe,
+    folder: RunFolder,
+    examples: Examples,
+    base: BaseModel,
+    chosen: Preset,
+    say: Say,
+    more: Sequence[TrainerCallback],
 ) -> RunResult:
     from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
 
     checkpoint = last_whole_checkpoint(folder.checkpoints)
-    args = chosen.sft_config(str(folder.checkpoints), **_trainer_settings(recipe, resuming=checkpoint is not None))
+    args = chosen.sft_config(str(folder.checkpoints), **trainer_settings(recipe, resuming=checkpoint is not None))
     gather = FactsCallback(
         path=folder.facts,
         data=examples.facts,
@@ -129,7 +143,7 @@ def _train(
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
     assistant_only = recipe.training.get("assistant_only_loss")
-    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say)]
+    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say), *more]
     trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
@@ -178,7 +192,7 @@ def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
     return replace(result, push=pushed)
 
 
-def _trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
+def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
     """Return SFTConfig fields: evaluate at the start, at regular steps and at the end; keep two checkpoints."""
     settings: dict[str, Any] = {
         "seed": recipe.seed,

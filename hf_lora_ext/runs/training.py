@@ -218,6 +218,7 @@ def build_trainer(
     args: SFTConfig,
     callbacks: Sequence[TrainerCallback] = (),
     assistant_only: bool | None = None,
+    adapted: bool = True,
 ) -> SFTTrainer:
     """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it.
 
@@ -228,6 +229,7 @@ def build_trainer(
         args: The trainer's configuration.
         callbacks: Callbacks beside the preset's own.
         assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
+        adapted: Whether an adapter trains; without, all weights do, in float32, so that small steps do not round away.
 
     Raises:
         ConfigError: If only the assistant's turns are to count and cannot be told from the others.
@@ -239,7 +241,8 @@ def build_trainer(
     args.model_init_kwargs = None  # the model is loaded here, with these and more
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
-    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
+    loaded_as = model_kwargs(preset) | ({} if adapted else {"dtype": "float32"})
+    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **loaded_as)
     model.name_or_path = model.config._name_or_path = base.recorded_name
     set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
     trainer = SFTTrainer(
@@ -248,9 +251,9 @@ def build_trainer(
         processing_class=tokenizer,
         train_dataset=examples.train,
         eval_dataset=examples.held_out,
-        peft_config=adapter_config(preset),
+        peft_config=adapter_config(preset) if adapted else None,
         optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(preset, args),
-        callbacks=[*method_callbacks(preset), *callbacks],
+        callbacks=[*(method_callbacks(preset) if adapted else []), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)  # our own lines say it
     return trainer

@@ -1,0 +1,47 @@
+"""What was measured against one quantity, as a picture that can be read."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from hf_lora_ext.plots import PlotPoint, plot_against
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were saved."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **how: (figures.append(self), save(self, *args, **how)))
+    return figures
+
+
+def points(*places: float) -> list[PlotPoint]:
+    return [PlotPoint(x=x, y=3 - index / 10, error=0.05, series="all") for index, x in enumerate(places)]
+
+
+def ticks(figure: Figure) -> list[str]:
+    figure.canvas.draw()
+    return [label.get_text() for label in figure.axes[0].get_xticklabels()]
+
+
+def test_few_places_over_a_decade_get_a_logarithmic_axis_with_a_tick_each(drawn: list[Figure], tmp_path: Path):
+    plot_against(points(305_280, 1_221_120, 19_537_920), tmp_path / "p.png", "title", ("parameters", "loss"))
+    assert drawn[0].axes[0].get_xscale() == "log"
+    assert ticks(drawn[0]) == ["305k", "1.22M", "19.5M"]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_places_within_a_decade_stay_on_a_linear_axis(drawn: list[Figure], tmp_path: Path):
+    plot_against(points(2, 4, 8), tmp_path / "p.png", "title", ("rank", "loss"))
+    assert drawn[0].axes[0].get_xscale() == "linear"
+    assert ticks(drawn[0]) == ["2", "4", "8"]
+
+
+def test_a_mark_and_a_level_are_told_in_words(drawn: list[Figure], tmp_path: Path):
+    marked = [*points(1, 2), PlotPoint(x=3, y=1.0, mark="best", series="other")]
+    plot_against(marked, tmp_path / "p.png", "title", ("rank", "loss"), ("full fine-tuning", 0.9))
+    axes = drawn[0].axes[0]
+    assert {text.get_text() for text in axes.texts} == {"best", "full fine-tuning"}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all", "other"]
