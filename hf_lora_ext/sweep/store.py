@@ -272,10 +272,7 @@ def check_folder(sweep: Sweep) -> None:
     if not file.is_file():
         raise ConfigError(f"output_dir {root} holds other things, and no sweep of ours; choose another output_dir")
     theirs = load_sweep(file)
-    left, right = (
-        asdict(replace(one, trials=None, time_limit_minutes=None, full_learning_rates=(), output_dir=""))
-        for one in (theirs, sweep)
-    )
+    left, right = _identity(theirs), _identity(sweep)
     if left != right:
         wrong = ", ".join(sorted(key for key in left if left[key] != right[key]))
         raise ConfigError(
