@@ -27,11 +27,13 @@ LAYERS = {
         "adapters": "adalora_schedule tensor_names patterns factor_shapes",
         "hub": "landing",
         "push": "leaks release release_terms release_card plan schedule",
+        "export": "forms engine_rules",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth"},
     2: {
-        "adapters": "peft_seam stored_adapter factors adalora starts",
+        "adapters": "peft_seam stored_adapter factors adalora starts attached",
         "ranks": "lora_layers probes criteria change storage sketches moves",
+        "export": "reshaping engines",
     },
     3: {
         "": "machine plots",
@@ -40,12 +42,14 @@ LAYERS = {
         "data": "examples files stdlib_docstrings",
         "push": "base_terms",
         "runs": "evaluation run_folder",
+        "export": "base weight_changes merging comparison",
     },
     4: {
         "": "trainers",
         "callbacks": "*",
         "runs": "training runner",
         "push": "gathering preflight verification push rollbacks queue",
+        "export": "export",
     },
     5: {"": "__init__", "cli": "*"},
 }

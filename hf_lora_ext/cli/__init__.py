@@ -17,6 +17,8 @@ VERBS: Final = {
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
     "card": "Write or refresh the model card from a run's facts.",
+    "export": "Write an adapter in the form that an inference engine loads.",
+    "merge": "Write the whole model with an adapter in its weights.",
     "push": "Publish an adapter on the Hub, checked before and verified after.",
     "verify": "Check that an adapter on the Hub is whole and loads.",
     "rollback": "Put an earlier version of an adapter back as a new commit.",
@@ -31,6 +33,7 @@ Examples:
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
   hf-lora card out/quickstart
+  hf-lora export out/quickstart out/portable --for vllm
   hf-lora push out/quickstart me/docstrings --dry-run
 
 Exit codes: 0 done; 2 something given was wrong, or nothing fits; 130 interrupted; 1 a bug.
