@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 IDS = torch.tensor([[5, 9, 17, 33, 2, 71], [3, 3, 60, 1, 90, 8]])
 
 
-def random_adapter(folder: Path, base: Path, *, auto=AutoModelForCausalLM, dtype=torch.float32, **config) -> Path:
+def random_adapter(
+    folder: Path, base: Path, *, auto=AutoModelForCausalLM, dtype=torch.float32, spread: float = 0.1, **config
+) -> Path:
     """Save a random adapter of a base; what it trains beside its factors is random too."""
     torch.manual_seed(0)
     settings = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]} | config
@@ -22,16 +24,16 @@ def random_adapter(folder: Path, base: Path, *, auto=AutoModelForCausalLM, dtype
         for name, weight in model.named_parameters():
             if weight.requires_grad:
                 factor = 1 + 0.2 * torch.randn_like(weight) if "magnitude" in name else None
-                weight.copy_(weight * factor if factor is not None else weight + 0.1 * torch.randn_like(weight))
+                weight.copy_(weight * factor if factor is not None else weight + spread * torch.randn_like(weight))
     model.to(dtype).save_pretrained(folder)
     return folder
 
 
 def mixed_adapter(folder: Path, base: Path, *, scale: float = 2.0, **config) -> Path:
-    """Save an adapter with a rank for each layer, 0 to 6, and patterns as adaptive rank writes them."""
+    """Save an adapter with a rank for each layer, 0 to 7, and patterns as adaptive rank writes them."""
     model = AutoModelForCausalLM.from_pretrained(base)
     linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lm_head" not in n]
-    ranks = {name: (5 * i) % 7 for i, name in enumerate(linear)}
+    ranks = {name: (3 * i) % 8 for i, name in enumerate(linear)}
     kept = {name: rank for name, rank in ranks.items() if rank}
     assert len(kept) < len(linear)
     settings = {

@@ -79,6 +79,16 @@ def test_portable_names_every_layer_of_the_kinds_and_has_no_patterns(tiny_model:
     assert len(tensors) == 2 * 7 * 2
 
 
+def test_what_an_engine_fuses_is_complete_even_where_a_kind_left_every_layer(tiny_model: Path, tmp_path: Path):
+    adapter = random_adapter(tmp_path / "adapter", tiny_model, target_modules=["k_proj", "up_proj"])
+    assert check_engine(adapter, "sglang")
+    export_adapter(adapter, "portable", tmp_path / "out")
+    assert set(config_of(tmp_path / "out")["target_modules"]) == {
+        "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj",
+    }  # fmt: skip
+    assert check_engine(tmp_path / "out", "sglang") == []
+
+
 def test_a_suffix_that_means_other_layers_too_is_written_as_whole_names(tiny_model: Path, tmp_path: Path):
     names = ["model.layers.0.self_attn.q_proj", "lm_head"]
     adapter = random_adapter(tmp_path / "adapter", tiny_model, target_modules=names)
@@ -318,3 +328,17 @@ def test_torn_and_foreign_adapters_are_one_line(adapter: Path, tmp_path: Path):
     save_file({"x": torch.ones(2)}, adapter / WEIGHTS)
     with pytest.raises(AdapterError, match="no LoRA factor"):
         export_adapter(adapter, "compact", tmp_path / "out")
+
+
+def test_the_method_cards_code_runs_as_pasted(adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    import re
+
+    import hf_lora_ext
+
+    card = Path(hf_lora_ext.__file__).parent / "export" / "export.md"
+    monkeypatch.chdir(adapter.parent)
+    blocks = re.findall(r"```python\n(.*?)```", card.read_text(encoding="utf8"), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "export.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "[]"

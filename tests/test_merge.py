@@ -235,3 +235,17 @@ def test_stacked_experts_are_refused_with_the_way_out(form: str, tmp_path: Path)
     with pytest.raises(AdapterError, match=r"experts.*merge_and_unload"):
         export_adapter(adapter, form, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_model_merges_in_bfloat16(tmp_path: Path):
+    from hf_lora_ext.models.base_models import EMBEDDED_MODEL, find_base_model
+
+    base = Path(find_base_model(EMBEDDED_MODEL).path)
+    adapter = random_adapter(tmp_path / "adapter", base, target_modules="all-linear", spread=0.03)
+    done = export_adapter(adapter, "merged", tmp_path / "out", dtype="bfloat16")
+    assert 0 < done.largest_difference < 0.05 * done.largest_answer
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -195,7 +195,7 @@ def _sglang_config(held: Holdings) -> Iterator[str]:
 def _sglang_ranks(held: Holdings) -> Iterator[str]:
     off = [f"{module.name} ({module.rank})" for module in held.modules if module.rank != held.rank]
     if off:
-        yield f"the config's r is {held.rank}, and other ranks fail an assertion at load: {_some(off)}"
+        yield f"the config's r is {held.rank}, and other ranks fail at load: {_some(off)}"
 
 
 def _sglang_fused(held: Holdings) -> Iterator[str]:
@@ -272,7 +272,7 @@ def _only_layers(*leaves: str) -> Rule:
 _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-# --- llama.cpp 0ce8cd1: convert_lora_to_gguf.py, src/llama-adapter.cpp, src/llama-adapter.h -------------------------
+# --- llama.cpp of llama-cpp-python 0.3.36: convert_lora_to_gguf.py, src/llama-adapter.cpp, src/llama-adapter.h ------
 
 
 def _gguf_scale(held: Holdings) -> Iterator[str]:
@@ -341,7 +341,7 @@ ENGINES: Final[Mapping[str, Engine]] = {
          _only_layers(*_PROJECTIONS, "qkv_proj", "c_proj", "c_fc")),
     ),
     "llama.cpp": Engine(
-        "llama.cpp", "commit 0ce8cd1", "convert_lora_to_gguf.py, src/llama-adapter.cpp, src/llama-adapter.h",
+        "llama.cpp", "of llama-cpp-python 0.3.36", "convert_lora_to_gguf.py; src/llama-adapter.cpp, llama-adapter.h",
         "python convert_lora_to_gguf.py {folder} --base {base} --outfile {name}.gguf && "
         "llama-server -m BASE.gguf --lora {name}.gguf",
         (_is_lora, _no_dora, _gguf_scale, _no_stacked_experts, _gguf_keys),
