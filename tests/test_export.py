@@ -233,7 +233,7 @@ def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: py
         raise OSError("No space left on device")
 
     monkeypatch.setattr("hf_lora_ext.export.export.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ConfigError, match="cannot be written .No space left"):
         export_adapter(adapter, "compact", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
@@ -255,6 +255,31 @@ def test_a_base_that_is_out_of_reach_is_asked_for(adapter: Path, tiny_model: Pat
     assert "answers not compared" in compact.notes[-1]
     export_adapter(adapter, "portable", tmp_path / "out", base=str(tiny_model))
     assert config_of(tmp_path / "out")["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_an_adapter_with_other_tools_names_is_written_with_pefts(adapter: Path, tiny_model: Path, tmp_path: Path):
+    trained = answers(tiny_model, adapter)
+    tensors = {k.replace(".weight", ".default.weight"): t for k, t in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS)
+    done = export_adapter(adapter, "portable", tmp_path / "out")
+    assert "PEFT itself does not find" in done.notes[-1]
+    assert same(trained, answers(tiny_model, tmp_path / "out"))
+
+
+def test_a_base_that_transformers_cannot_open_is_one_line(adapter: Path, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "nobody"}')
+    save_file({"x": torch.ones(1)}, tmp_path / "base" / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"transformers cannot open the base .*nobody"):
+        export_adapter(adapter, "portable", tmp_path / "out", base=str(tmp_path / "base"))
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(adapter: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("hf_lora_ext.export.export.free_disk_bytes", lambda folder: 10_000)
+    for form in ("portable", "merged"):
+        with pytest.raises(ConfigError, match="MiB free"):
+            export_adapter(adapter, form, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
 def test_another_base_is_told_by_its_shapes_or_answers(adapter: Path, wide_model: Path, tmp_path: Path):

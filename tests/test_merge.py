@@ -106,6 +106,14 @@ def test_layers_that_store_their_weights_the_other_way_round_merge(config: dict,
     assert same(answers(gpt2_model, adapter), answers(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("form", ["portable", "compact"])
+def test_they_leave_as_adapters_too(form: str, gpt2_model: Path, tmp_path: Path):
+    settings = {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "rank_pattern": {"c_fc": 2}}
+    adapter = random_adapter(tmp_path / "adapter", gpt2_model, **settings)
+    export_adapter(adapter, form, tmp_path / "out")
+    assert same(answers(gpt2_model, adapter), answers(gpt2_model, tmp_path / "out"))
+
+
 def test_a_classifier_merges_with_its_head(tiny_model: Path, tmp_path: Path):
     from exported_adapters import classifier
 

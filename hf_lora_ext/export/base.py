@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,33 +48,54 @@ class Base:
         return getattr(transformers, _AUTO_CLASSES.get(self.task or "CAUSAL_LM", "AutoModelForCausalLM"))
 
     def config(self) -> Any:
-        """Return its config, with the labels that the adapter has."""
+        """Return its config, with the labels that the adapter has.
+
+        Raises:
+            ConfigError: If transformers cannot read it, or would run the model's own code for it.
+        """
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+        with self._told():
+            config = AutoConfig.from_pretrained(self.path, revision=self.revision)
         if self.labels is not None and config.num_labels != self.labels:
             config.num_labels = self.labels
         return config
 
     def outline(self) -> Any:
-        """Return the model on the meta device: names and sizes without numbers."""
+        """Return the model on the meta device: names and sizes without numbers.
+
+        Raises:
+            ConfigError: If transformers has no such model.
+        """
         import torch
 
         config = self.config()
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # names and sizes are those of the unpacked weights
-        with torch.device("meta"):
+        with self._told(), torch.device("meta"):
             model = self._auto_class.from_config(config)
         model.tie_weights()
         return model
 
     def open(self, dtype: Any, folder: Path | None = None) -> Any:
-        """Return the model with its weights, or the one in another folder, opened in the same way."""
-        if folder is not None:
-            return self._auto_class.from_pretrained(folder, dtype=dtype).eval()
-        return self._auto_class.from_pretrained(
-            self.path, revision=self.revision, config=self.config(), dtype=dtype
-        ).eval()
+        """Return the model with its weights, or the one in another folder, opened in the same way.
+
+        Raises:
+            ConfigError: If transformers cannot open it.
+        """
+        own = {"revision": self.revision, "config": self.config()} if folder is None else {}
+        with self._told():
+            return self._auto_class.from_pretrained(folder or self.path, dtype=dtype, **own).eval()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"transformers cannot open the base {self.name} ({reason}); give base= (--base)"
+            ) from error
 
     def layers(self) -> dict[str, Gap]:
         """Return the layers that a LoRA can adapt, by name."""

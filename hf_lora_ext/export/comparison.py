@@ -78,9 +78,11 @@ def _answers(model: Any, tokens: tuple[int, ...]) -> Tensor:
     drawn = torch.randint(0, rows, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
     asked = torch.tensor(tokens[:TOKENS], dtype=torch.long)
     drawn[0, : len(asked)] = asked
-    given = {"input_ids": drawn, "attention_mask": torch.ones_like(drawn)}
-    if getattr(model.config, "is_encoder_decoder", False):
-        given["decoder_input_ids"] = drawn
-    with torch.no_grad():
-        output: Tensor = model(**given)[0]
-    return output.float()
+    found = []
+    for row in drawn.split(1):  # one at a time: a classifier without a padding token takes no more
+        given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        if getattr(model.config, "is_encoder_decoder", False):
+            given["decoder_input_ids"] = row
+        with torch.no_grad():
+            found.append(model(**given)[0].float())
+    return torch.cat(found)

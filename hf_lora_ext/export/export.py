@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..adapters.factors import AdapterFactors, read_factors
-from ..adapters.tensor_names import CONFIG, WEIGHTS, module_name
+from ..adapters.tensor_names import CONFIG, WEIGHTS, module_name, peft_names
 from ..errors import AdapterError, ConfigError, nearest
 from ..machine import free_disk_bytes
 from .base import Base, find_base
@@ -96,7 +97,7 @@ def export_adapter(
     if not found.config:
         raise AdapterError(f"{found.file.name} stands alone, and its scale is unknown; give the folder with {CONFIG}")
     model = find_base(found.config, base, _labels(found), is_needed=wanted.name != "compact")
-    with _written_whole(target, found) as draft:
+    with _written_whole(target, _bytes_needed(found, wanted, model)) as draft:
         if wanted.name == "merged":
             written = _Written(*merge_into(draft, model, found, DTYPES[dtype] if dtype else None))
         else:
@@ -133,8 +134,15 @@ def _labels(adapter: AdapterFactors) -> int | None:
     return next((shape[0] for key, shape in adapter.others.items() if module_name(key).endswith(heads)), None)
 
 
+def _bytes_needed(adapter: AdapterFactors, form: Form, base: Base) -> int:
+    """Return the most bytes that the form may take on the disk."""
+    if form.name == "merged":
+        return sum(file.stat().st_size for file in base.folder().glob("*.safetensors"))
+    return 4 * adapter.file.stat().st_size
+
+
 @contextmanager
-def _written_whole(out: Path, adapter: AdapterFactors) -> Iterator[Path]:
+def _written_whole(out: Path, needed: int) -> Iterator[Path]:
     """Yield a folder beside the one to write, which takes its place in the end.
 
     Raises:
@@ -142,18 +150,22 @@ def _written_whole(out: Path, adapter: AdapterFactors) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already; name another folder, or remove it first")
-    if (free := free_disk_bytes(out)) < (needed := 4 * adapter.file.stat().st_size):
+    if (free := free_disk_bytes(out)) < needed:
         raise ConfigError(f"the disk of {out} has {free / 2**20:.0f} MiB free, and this may need {needed / 2**20:.0f}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out.parent))
+    draft = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out.parent))
         yield draft
         draft.chmod(0o777 & ~_umask())
         if out.exists():
             out.rmdir()
         draft.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{out} cannot be written ({error}); nothing is left of it: name another folder") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _umask() -> int:
@@ -209,6 +221,8 @@ def _compared(
         base.folder()
     except ConfigError as error:
         return None, f"answers not compared: {error}"
+    if strange := _not_as_peft_names_it(adapter):
+        return None, f"answers not compared: PEFT itself does not find {strange}, which it names otherwise"
     if not fits_memory(base):
         return None, "answers not compared: the base in float32 does not fit the free memory"
     tokens = _trained_tokens(adapter)
@@ -216,6 +230,16 @@ def _compared(
     if form.rank is None:
         found.check(written.precision, f"the {form} form")
     return found, ""
+
+
+def _not_as_peft_names_it(adapter: AdapterFactors) -> str | None:
+    """Return a tensor of a name that another tool gave it, under which PEFT would pass it over."""
+    for name, module in adapter.modules.items():
+        own = peft_names(name, module.kind)
+        for part, key in module.shapes.keys.items():
+            if key != own.get(part, key):
+                return key
+    return None
 
 
 def _trained_tokens(adapter: AdapterFactors) -> tuple[int, ...]:
