@@ -216,6 +216,19 @@ def test_an_adalora_leaves_as_a_plain_lora(tiny_model: Path, tmp_path: Path):
 # --- folders and words -------------------------------------------------------------------------------------------
 
 
+def test_an_export_is_pushed_to_a_branch_of_its_own(git_hub, adapter: Path, tmp_path: Path):
+    from push_runs import REPO, push, pushing_to
+
+    with pushing_to(git_hub):
+        push(adapter)
+        (adapter / "facts.json").write_text("{}")  # of the adapter as it was trained: it stays behind
+        done = export_adapter(adapter, "portable", tmp_path / "out")
+        result = push(done.folder, revision="portable")
+    assert result.is_verified
+    files = git_hub.files(REPO, "portable")
+    assert {"adapter_config.json", WEIGHTS} <= set(files)
+
+
 def test_nothing_is_overwritten_and_an_empty_folder_is_filled(adapter: Path, tmp_path: Path):
     taken = tmp_path / "taken"
     taken.mkdir()
@@ -233,7 +246,7 @@ def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: py
         raise OSError("No space left on device")
 
     monkeypatch.setattr("hf_lora_ext.export.export.save_file", full)
-    with pytest.raises(ConfigError, match="cannot be written .No space left"):
+    with pytest.raises(ConfigError, match=r"cannot be written \(No space left"):
         export_adapter(adapter, "compact", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 

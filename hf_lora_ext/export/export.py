@@ -29,8 +29,8 @@ from .reshaping import reshape
 
 __all__ = ["Exported", "export_adapter"]
 
-_GOES_ALONG = ("tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "NOTICE*", "facts.json")
-"""What of an adapter's folder goes with it; not its card, which describes the file that it lies beside."""
+_GOES_ALONG = ("tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "NOTICE*")
+"""What of an adapter's folder goes with it; not its card and facts, which describe the file that they lie beside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
