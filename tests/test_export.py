@@ -20,6 +20,7 @@ WEIGHTS = "adapter_model.safetensors"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning"),
     pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed but the targeted layer"),
+    pytest.mark.filterwarnings("ignore:.*lora_B.bias:peft.utils.warning.PeftWarning"),
 ]
 
 
@@ -95,7 +96,7 @@ def test_a_suffix_that_means_other_layers_too_is_written_as_whole_names(tiny_mod
     export_adapter(adapter, "compact", tmp_path / "compact", check=False)
     assert config_of(tmp_path / "compact")["target_modules"] == sorted(names)
     export_adapter(adapter, "portable", tmp_path / "portable", check=False)
-    assert config_of(tmp_path / "portable")["target_modules"] == ["lm_head", "q_proj"]
+    assert config_of(tmp_path / "portable")["target_modules"] == ["lm_head", "q_proj", "v_proj"]
 
 
 def test_compact_is_the_smallest_and_keeps_the_bits(tiny_model: Path, tmp_path: Path):
@@ -139,6 +140,16 @@ def test_bfloat16_factors_stay_as_they_are(tiny_model: Path, tmp_path: Path):
         assert torch.equal(part, tensor)
 
 
+def test_an_adapter_that_has_left_every_layer_is_refused(tmp_path: Path, tiny_model: Path):
+    adapter = random_adapter(tmp_path / "adapter", tiny_model)
+    config = config_of(adapter) | {"peft_type": "ADALORA", "init_r": 4}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    empty = {k: t[:0].clone() if "lora_A" in k else t[:, :0].clone() for k, t in load_file(adapter / WEIGHTS).items()}
+    save_file(empty, adapter / WEIGHTS)
+    with pytest.raises(AdapterError, match="has left every layer"):
+        export_adapter(adapter, "compact", tmp_path / "out")
+
+
 def test_a_wrong_scale_is_caught_by_the_comparison(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from hf_lora_ext.export import reshaping
 
@@ -168,6 +179,7 @@ def test_a_lost_layer_is_caught_by_the_comparison(tiny_model: Path, tmp_path: Pa
         ({"modules_to_save": ["norm"]}, "portable", "norm.*use merged"),
         ({"trainable_token_indices": [3]}, "uniform:2", "token_adapter.*use merged"),
         ({"init_lora_weights": "pissa"}, "compact", "PEFT changes the base"),
+        ({"init_lora_weights": "olora"}, "merged", "PEFT changes the base"),
         ({"lora_bias": True}, "merged", "lora_bias"),
         ({"bias": "lora_only"}, "portable", None),
     ],

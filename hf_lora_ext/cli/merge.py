@@ -12,8 +12,9 @@ Examples:
   hf-lora merge out/sql out/sql-model
   hf-lora merge out/sql out/sql-model --base meta-llama/Llama-2-7b-hf --dtype bfloat16
 
-The weights are added in float32, one file after the other, so a model larger than the memory merges too. An adapter
-that was trained on 4-bit weights goes into the unquantised ones. Exit code 2: something given was wrong, the base is
+The weights are added in float32 and written one file after the other, so that no more than a file is in memory; the
+comparison needs the base in float32, and is left out where it does not fit. An adapter that was trained on 4-bit
+weights goes into the unquantised ones. Exit code 2: something given was wrong, the base is
 packed or not here, or the model answers otherwise than the trained adapter; nothing is written then.
 """
 

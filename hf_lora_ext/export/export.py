@@ -25,7 +25,7 @@ from .comparison import Difference, compare, fits_memory
 from .engines import find_engine, holdings_of, serving_command
 from .forms import Form, parse_form
 from .merging import DTYPES, merge_into
-from .reshaping import reshape
+from .reshaping import check_exportable, reshape
 
 __all__ = ["Exported", "export_adapter"]
 
@@ -96,6 +96,7 @@ def export_adapter(
     found = read_factors(Path(adapter))
     if not found.config:
         raise AdapterError(f"{found.file.name} stands alone, and its scale is unknown; give the folder with {CONFIG}")
+    check_exportable(found, wanted)
     model = find_base(found.config, base, _labels(found), is_needed=wanted.name != "compact")
     with _written_whole(target, _bytes_needed(found, wanted, model)) as draft:
         if wanted.name == "merged":

@@ -22,7 +22,7 @@ from ..ranks.low_rank import find_basis, gram_of_columns, gram_of_rows
 from .engine_rules import FUSED_WITH, kind_of, serving_rank
 from .forms import Form
 
-__all__ = ["CHANGES_BASE", "Gap", "Reshaped", "missing_layers", "reshape"]
+__all__ = ["CHANGES_BASE", "Gap", "Reshaped", "check_exportable", "missing_layers", "reshape"]
 
 CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq")
 """Values of `init_lora_weights` with which PEFT 0.21 changes the base's weights when it loads an adapter
@@ -90,10 +90,8 @@ def reshape(adapter: AdapterFactors, form: Form, all_layers: Mapping[str, Gap]) 
         all_layers: The base's layers, for the forms that name every layer; may be empty for `compact`.
 
     Raises:
-        AdapterError: If the form cannot hold what the adapter has, with the form that can.
+        AdapterError: If this form cannot hold what the adapter has, with the form that can.
     """
-    _refuse_another_base(adapter)
-    _refuse_stacks(adapter, form)
     if form.name == "compact":
         return _compact(adapter)
     _refuse_what_only_peft_reads(adapter, form)
@@ -231,17 +229,16 @@ def _number(value: float) -> int | float:
 # --- what a form cannot hold -------------------------------------------------------------------------------------
 
 
-def _refuse_another_base(adapter: AdapterFactors) -> None:
+def check_exportable(adapter: AdapterFactors, form: Form) -> None:
+    """Raise AdapterError for what no form holds: an adapter of a changed base, stacked experts, convolutions."""
     init = adapter.config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
         raise AdapterError(
             f"init_lora_weights={init!r}: PEFT changes the base when it loads this adapter, so it is no adapter of the "
             "base itself; export the run's plain_adapter folder, which is"
         )
-
-
-def _refuse_stacks(adapter: AdapterFactors, form: Form) -> None:
-    """Raise for modules whose factors are not one plain pair."""
+    if not any(module.rank for module in adapter.modules.values()):
+        raise AdapterError("the adapter has left every layer, so there is nothing to export; use the base")
     for name, module in adapter.modules.items():
         if module.kind == "parameter":
             raise AdapterError(
@@ -280,7 +277,7 @@ def _padding_note(wanted: int, rank: int) -> Iterator[str]:
 
 def _gap_note(gaps: list[Gap]) -> Iterator[str]:
     if gaps:
-        yield f"{len(gaps)} layers that the adapter left got zeros, {gaps[0].name} first"
+        yield f"{len(gaps)} layers without an adapter got zeros, {gaps[0].name} first"
 
 
 def _scale_note(scale: float | None) -> Iterator[str]:
