@@ -282,6 +282,14 @@ def test_a_base_that_is_out_of_reach_is_asked_for(adapter: Path, tiny_model: Pat
     assert config_of(tmp_path / "out")["base_model_name_or_path"] == str(tiny_model)
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys:UserWarning")
+def test_factors_that_peft_passes_over_are_told(adapter: Path, tiny_model: Path, tmp_path: Path):
+    tensors = {k.replace("model.layers.1", "model.layers.7"): t for k, t in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS)
+    with pytest.raises(AdapterError, match=r"no place for .*layers\.7.*passes over"):
+        export_adapter(adapter, "compact", tmp_path / "out")
+
+
 def test_an_adapter_with_other_tools_names_is_written_with_pefts(adapter: Path, tiny_model: Path, tmp_path: Path):
     trained = answers(tiny_model, adapter)
     tensors = {k.replace(".weight", ".default.weight"): t for k, t in load_file(adapter / WEIGHTS).items()}
