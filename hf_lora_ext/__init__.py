@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
     from .choices.advice import Advice, advise
+    from .export.engines import check_engine
+    from .export.export import Exported, export_adapter
     from .memory.remedies import DoesNotFit
     from .push.plan import PushPlan, PushResult
     from .push.push import push_adapter
@@ -42,6 +44,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DoesNotFit",
+    "Exported",
     "Facts",
     "FactsCallback",
     "Hardware",
@@ -63,6 +66,8 @@ __all__ = [
     "SweepResult",
     "Verified",
     "advise",
+    "check_engine",
+    "export_adapter",
     "load_recipe",
     "load_sweep",
     "preset",
@@ -87,6 +92,9 @@ _LAZY: Final = {
     "DoesNotFit": "memory.remedies",
     "Advice": "choices.advice",
     "advise": "choices.advice",
+    "check_engine": "export.engines",
+    "Exported": "export.export",
+    "export_adapter": "export.export",
     "AdaLoraCallback": "callbacks",
     "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",

@@ -29,11 +29,13 @@ LAYERS = {
         "analysis": "spectra report",
         "push": "leaks release release_terms release_card plan schedule token_scopes",
         "sweep": "space settings outcome",
+        "export": "forms engine_rules",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
-        "adapters": "peft_seam stored_adapter factors adalora starts",
+        "adapters": "peft_seam stored_adapter factors adalora starts attached",
         "ranks": "lora_layers probes criteria change storage sketches moves",
+        "export": "reshaping engines",
     },
     3: {
         "": "machine plots",
@@ -45,6 +47,7 @@ LAYERS = {
         "push": "base_terms",
         "runs": "evaluation run_folder",
         "sweep": "holds store",
+        "export": "base weight_changes merging comparison",
     },
     4: {
         "": "trainers",
@@ -52,6 +55,7 @@ LAYERS = {
         "runs": "training runner full",
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",
+        "export": "export",
     },
     5: {"": "__init__", "cli": "*"},
 }

@@ -19,6 +19,8 @@ VERBS: Final = {
     "sweep": "Try a recipe at many points, and say which is best.",
     "card": "Write or refresh the model card from a run's facts.",
     "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
+    "export": "Write an adapter in the form that an inference engine loads.",
+    "merge": "Write the whole model with an adapter in its weights.",
     "push": "Publish an adapter on the Hub, checked before and verified after.",
     "verify": "Check that an adapter on the Hub is whole and loads.",
     "rollback": "Put an earlier version of an adapter back as a new commit.",
@@ -35,6 +37,7 @@ Examples:
   hf-lora sweep recipes/sweep_rank.yaml --dry-run
   hf-lora card out/quickstart
   hf-lora ranks out/quickstart
+  hf-lora export out/quickstart out/portable --for vllm
   hf-lora push out/quickstart me/docstrings --dry-run
 
 Exit codes: 0 done; 2 something given was wrong, or nothing fits; 130 interrupted; 1 a bug.

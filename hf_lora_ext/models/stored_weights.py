@@ -11,7 +11,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["StoredWeights"]
+__all__ = ["StoredWeights", "tensor_files"]
 
 
 class StoredWeights:
@@ -45,7 +45,7 @@ class StoredWeights:
                 raise ConfigError(f"{self.model_id} is no folder here and not wholly in the Hub's cache; download it "
                                   "first, or give a local folder")  # fmt: skip
             folder = cached
-        self._file_of, self._prefix = _tensor_files(folder), prefix
+        self._file_of, self._prefix = tensor_files(folder), prefix
         if not self._file_of:
             raise ConfigError(f"{folder} holds no *.safetensors; save the model with save_pretrained")
 
@@ -69,7 +69,7 @@ class StoredWeights:
         return weight
 
 
-def _tensor_files(folder: Path) -> dict[str, Path]:
+def tensor_files(folder: Path) -> dict[str, Path]:
     """Return tensor → file, from the index of a sharded model or from the files themselves."""
     from safetensors import safe_open
 
