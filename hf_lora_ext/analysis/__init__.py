@@ -1,0 +1,1 @@
+"""What a trained adapter holds, and how much of it is needed."""
