@@ -7,7 +7,6 @@ none can be resumed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 
 from ..errors import AdapterError, ConfigError
 from .orthogonality import orthogonality_gradients
+from .patterns import exact_pattern
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig
@@ -288,7 +288,7 @@ def _folded(layer: Any, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _lora_config(model: PeftModel, config: AdaLoraConfig, ranks: dict[str, int]) -> LoraConfig:
     # Anchored, one per layer: patterns are matched as unescaped suffixes, and the first hit wins.
-    pattern = {"^" + re.escape(name): rank for name, rank in ranks.items()}
+    pattern = {exact_pattern(name): rank for name, rank in ranks.items()}
     base = config.base_model_name_or_path or getattr(model.get_base_model(), "name_or_path", None)
     return LoraConfig(
         task_type=config.task_type,

@@ -14,11 +14,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterError
+from .patterns import rank_of
+from .tensor_names import CONFIG, module_name
 
-__all__ = ["StoredAdapter", "check_against_config", "read_stored_adapter"]
+__all__ = ["StoredAdapter", "check_against_config", "read_config", "read_stored_adapter", "read_tensor"]
 
 FLOATS: Final = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The dtypes that an adapter trains in, by safetensors' names."""
+HEADER_BYTES: Final = 2**25
+"""The longest header that is read: some 150,000 tensors, as an adapter of every expert of a large mixture has."""
+CONFIG_BYTES: Final = 2**24
+"""The longest config that is read; one with a pattern for each of those modules is shorter."""
 BLOCK_ELEMENTS: Final = 2**22
 """Elements looked at together: 16 MiB in float32."""
 _FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
@@ -42,16 +48,52 @@ class StoredAdapter:
         return sum(prod(shape) for shape in self.shapes.values())
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """Return an adapter's `adapter_config.json`.
+
+    Raises:
+        AdapterError: If it is not there, too long to be one, no JSON object, or names no peft_type.
+    """
+    try:
+        if (size := file.stat().st_size) > CONFIG_BYTES:
+            raise AdapterError(
+                f"{file.name} has {size:,} bytes, a config at most {CONFIG_BYTES:,}; save the adapter again"
+            )
+        config = json.loads(file.read_text(encoding="utf8"))
+    except OSError as error:
+        raise AdapterError(f"{file} cannot be read ({error.strerror}); save the adapter again") from error
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{CONFIG} is not JSON ({error}); save the adapter again") from error
+    if not isinstance(config, dict) or not config.get("peft_type"):
+        raise AdapterError(f"{CONFIG} names no peft_type, so it is no adapter's; save the adapter again")
+    return config
+
+
+def read_tensor(file: Path, name: str) -> torch.Tensor:
+    """Return one tensor of a weights file, in memory of its own.
+
+    Raises:
+        AdapterError: If the file no longer is what it was.
+    """
+    try:
+        with safe_open(file, framework="pt") as stored:
+            tensor: torch.Tensor = stored.get_tensor(name).clone()
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file.name} has changed since it was opened ({error}); run this again") from error
+    return tensor
+
+
 def read_stored_adapter(file: Path) -> StoredAdapter:
     """Return what a weights file holds, after a look at every number in blocks of a bounded size.
 
-    safetensors itself refuses a header over 100 MB, shapes that do not add up to the bytes, gaps and overlaps.
+    safetensors itself refuses shapes that do not add up to the bytes, gaps and overlaps.
 
     Raises:
         AdapterError: If the file is no whole safetensors file, is empty, or has a NaN, an infinity or a dtype that no
             adapter trains in.
     """
     try:
+        _refuse_long_header(file)
         with safe_open(file, framework="pt") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -60,13 +102,24 @@ def read_stored_adapter(file: Path) -> StoredAdapter:
         _refuse_foreign_dtypes(file, dtypes)
         if (bad := _first_not_finite(file)) is not None:
             raise AdapterError(
-                f"{file.name}: {bad} has a NaN or an infinity, so the training diverged; push an earlier checkpoint"
+                f"{file.name}: {bad} has a NaN or an infinity, so the training diverged; take an earlier checkpoint"
             )
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{file.name} is no whole safetensors file ({error}); save the adapter again") from error
     if not shapes:
         raise AdapterError(f"{file.name} holds no tensors; save the adapter again")
     return StoredAdapter(shapes=shapes, dtypes=tuple(sorted(set(dtypes.values()))), metadata=metadata)
+
+
+def _refuse_long_header(file: Path) -> None:
+    """Look at the header's length before anything reads it: parsed, it takes many times its size."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if HEADER_BYTES < length < file.stat().st_size:  # one beyond the file's end is a torn file
+        raise AdapterError(
+            f"{file.name} has a header of {length:,} bytes, an adapter's has at most {HEADER_BYTES:,}; save the "
+            "adapter alone, without the base"
+        )
 
 
 def _refuse_foreign_dtypes(file: Path, dtypes: Mapping[str, str]) -> None:
@@ -125,10 +178,7 @@ def _check_rank(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Map
         raise AdapterError(f"{module}: factors of shapes {a} and {b} do not multiply; save the adapter again")
     if config.get("target_parameters") and module.endswith(("base_layer", "experts")):
         return  # peft stacks the experts' factors, so their rank is a multiple
-    patterns = config.get("rank_pattern") or {}
-    name = module.removeprefix("base_model.model.")  # peft's wrapper, which a pattern's ^ does not know
-    named = (rank for pattern, rank in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", name))
-    wanted = next(named, config.get("r"))
+    wanted = rank_of(config, module_name(module))
     if inner[0] != wanted:
         raise AdapterError(
             f"{module} has rank {inner[0]}, adapter_config.json says {wanted}; config and weights are of two adapters: "

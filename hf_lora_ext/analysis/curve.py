@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["CALIBRATION_EXAMPLES", "CurvePoint", "RankCurve", "calibration_examples", "measure_curve", "rank_curve"]
+__all__ = [
+    "CurvePoint",
+    "RankCurve",
+    "calibration_examples",
+    "chosen_criterion",
+    "encoded",
+    "measure_curve",
+    "rank_curve",
+]
 
 POINTS: Final = 12
 """Budgets looked at where none are given: each about twice the one before on adapters of some million parameters."""
@@ -146,7 +154,9 @@ def rank_curve(
     """
     chosen = chosen_criterion(criterion, calibration is not None)
     layers = lora_layers(model, trained_adapter(model), trains=False)
-    examples = encode_examples(eval_data, tokenizer, max_length=max_length, assistant_template=_marked(tokenizer))
+    examples = encode_examples(
+        eval_data, tokenizer, max_length=max_length, assistant_template=marked_template(tokenizer)
+    )
     seen: list[TokenExample] = []
     if chosen == "whitened":
         seen = calibration_examples(calibration or (), examples, tokenizer, max_length)
@@ -183,8 +193,7 @@ def calibration_examples(
     Raises:
         ConfigError: If one of them is held out.
     """
-    first = islice(rows, CALIBRATION_EXAMPLES)
-    found = encode_examples(first, tokenizer, max_length=max_length, assistant_template=_marked(tokenizer))
+    found = encoded(islice(rows, CALIBRATION_EXAMPLES), tokenizer, max_length)
     if twice := set(found) & set(held_out):
         raise ConfigError(
             f"{len(twice)} of {len(found)} calibration examples are held out too, so the losses would flatter; give "
@@ -193,15 +202,17 @@ def calibration_examples(
     return found
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[], str | None]:
-    """Return what gives the template by which a recipe's run counts the assistant's turns alone."""
+def encoded(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+) -> list[TokenExample]:
+    """Return rows as tokens and labels; of messages the assistant's turns count alone wherever a recipe's would."""
 
     def template() -> str | None:
         from ..runs.training import assistant_template
 
         return assistant_template(tokenizer)
 
-    return template
+    return encode_examples(rows, tokenizer, max_length=max_length, assistant_template=template)
 
 
 def measure_curve(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cards.facts import Facts, read_facts
+from ..choices.methods import Method
 from ..data.examples import Examples, load_examples
 from ..errors import AdapterError, ConfigError
 from ..models.base_models import find_base_model
@@ -33,7 +34,7 @@ class Subject:
     """The base model: a folder or a Hub id."""
     revision: str | None
     """Its revision on the Hub."""
-    method: str
+    method: Method
     """How the base is held: a preset's method."""
     held_out: Iterable[Row] | None
     """Rows to measure on, where they are known."""
@@ -108,7 +109,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _rows(source: str) -> Iterable[Row]:
     """Return all rows of a source, checked."""
-    return load_examples(DataChoice(source=source, eval_source=source)).held_out
+    rows: Iterable[Row] = load_examples(DataChoice(source=source, eval_source=source)).held_out
+    return rows
 
 
 def _own_examples(folder: Path, recipe: Recipe, facts: Facts | None) -> Examples:
@@ -117,7 +119,7 @@ def _own_examples(folder: Path, recipe: Recipe, facts: Facts | None) -> Examples
     known = facts.data if facts else None
     if known and (known.fingerprint, known.eval_fingerprint) != (found.facts.fingerprint, found.facts.eval_fingerprint):
         raise ConfigError(
-            f"the examples of {recipe.data.source} are not those that {folder} was trained on, so held-out ones may have "
-            "been trained on; restore them, or give rows to measure on (--data) and training rows (--calibration)"
+            f"the examples of {recipe.data.source} are not those that {folder} was trained on, so held-out ones may "
+            "have been trained on; restore them, or give rows to measure on (--data) and training rows (--calibration)"
         )
     return found

@@ -13,7 +13,7 @@ from ..errors import BudgetError
 from ..ranks.allocation import allocate_ranks, parameters_of
 from ..ranks.criteria import Update, find_bases
 from ..ranks.lora_layers import LoraFactors
-from ..ranks.low_rank import Basis
+from ..ranks.low_rank import Basis, gram_of_columns, gram_of_rows
 from ..ranks.probes import Moments
 
 __all__ = ["TRUNCATIONS", "Truncation", "TruncationCriterion", "cut_meanwhile", "truncation"]
@@ -65,6 +65,14 @@ class Truncation:
             )
         return ranks
 
+    def energy(self, ranks: Mapping[str, int]) -> float:
+        """Return the share of ‖scale · B A‖² over all layers that is kept at these ranks; 1 of an update of nothing."""
+        whole = kept = 0.0
+        for name, update in self.layers.items():
+            whole += _squared_norm(*update.directions()) * update.scale**2
+            kept += _squared_norm(*self.factors(name, ranks[name])) * update.scale**2
+        return kept / whole if whole else 1.0
+
     def factors(self, name: str, rank: int) -> tuple[Tensor, Tensor]:
         """Return a layer's A and B at a rank, computed in float64, in the dtype that they have.
 
@@ -75,6 +83,11 @@ class Truncation:
             return a, b
         cut_a, cut_b = self.bases[name].cut(rank).factors(a, b)
         return cut_a.to(a.dtype), cut_b.to(b.dtype)
+
+
+def _squared_norm(a: Tensor, b: Tensor) -> float:
+    """Return ‖B A‖², the trace of Bᵀ B A Aᵀ."""
+    return float((gram_of_columns(b) * gram_of_rows(a)).sum())
 
 
 def truncation(

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..adapters.peft_seam import describe_saved
-from ..adapters.stored_adapter import StoredAdapter, check_against_config, read_stored_adapter
+from ..adapters.stored_adapter import StoredAdapter, check_against_config, read_config, read_stored_adapter
 from ..cards.facts import BaseModelFacts, Facts, read_facts
 from ..cards.licences import LICENCE_TERMS
-from ..errors import AdapterError, ConfigError, UnfitError
+from ..errors import ConfigError, UnfitError
 from ..hub.landing import RemoteFile
 from ..hub.repository import is_public_dataset, stored_token
 from ..machine import private_folders, private_people, secrets_of_environment
@@ -98,7 +98,7 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
         PushError: If the Hub cannot be asked who may see a dataset.
     """
     folder = gathered.folder
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
     check_against_config(stored, config)
     own = _text(folder, CARD) if (folder / CARD).is_file() else None
@@ -154,16 +154,6 @@ def _doubts(base: BaseModelFacts | None, terms: Terms) -> tuple[str, ...]:
     if base is None or base.license or terms.id in LICENCE_TERMS:
         return ()
     return (f"the licence of {base.name}: what it asks of an adapter was not checked",)
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise AdapterError(f"{CONFIG} is not JSON ({error}); save the adapter again") from error
-    if not isinstance(config, dict) or not config.get("peft_type"):
-        raise AdapterError(f"{CONFIG} names no peft_type, so it is no adapter's; save the adapter again")
-    return config
 
 
 def _private_names(gathered: Gathered, token: str | None, allowed: frozenset[str]) -> PrivateNames:

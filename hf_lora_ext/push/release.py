@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from ..adapters.tensor_names import CONFIG, WEIGHTS
+
 __all__ = [
     "CARD",
     "CONFIG",
@@ -19,8 +21,6 @@ __all__ = [
     "without_remarks",
 ]
 
-CONFIG: Final = "adapter_config.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 CARD: Final = "README.md"
 
 _MAY_GO: Final = re.compile(

@@ -7,8 +7,6 @@ since PEFT knows no `r = 0`; the configuration then names the layers that are le
 from __future__ import annotations
 
 import copy
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,16 +20,15 @@ from peft.tuners.lora.layer import Embedding, ParamWrapper, _ConvNd
 from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant
 from torch import Tensor, nn
 
+from ..adapters.patterns import alpha_for, exact_pattern
 from ..errors import AdapterError, ResumeError
 
 __all__ = [
     "LoraFactors",
-    "alpha_for",
     "lora_layers",
     "own_config_",
     "ranks_into_config_",
     "saved_ranks",
-    "scale_for",
     "trained_adapter",
     "widened",
     "without_masked",
@@ -144,7 +141,7 @@ class LoraFactors:
         try:
             if len(a):
                 self.replace_(a, b)
-                layer.scaling[adapter] = scale_for(layer.lora_alpha[adapter], len(a), layer.use_rslora[adapter])
+                layer.scaling[adapter] = layer.lora_alpha[adapter] / alpha_for(1.0, len(a), layer.use_rslora[adapter])
             else:
                 layer._disable_adapters = True
             yield
@@ -194,24 +191,6 @@ class LoraFactors:
         """Give the layer its adapter again, as it was."""
         for kind, value in removed.items():
             getattr(self.layer, kind)[self.adapter] = value
-
-
-def alpha_for(scale: float, rank: int, rslora: bool) -> float:
-    """Return the alpha that PEFT turns into `scale` at this rank.
-
-    >>> alpha_for(2.0, 3, rslora=False)
-    6.0
-    """
-    return scale * (math.sqrt(rank) if rslora else rank)
-
-
-def scale_for(alpha: float, rank: int, rslora: bool) -> float:
-    """Return the scale that PEFT makes of an alpha at this rank, rounded as it rounds.
-
-    >>> scale_for(6.0, 3, rslora=False)
-    2.0
-    """
-    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def trained_adapter(model: Any) -> str:
@@ -327,9 +306,9 @@ def ranks_into_config_(config: Any, ranks: Mapping[str, int], scales: Mapping[st
     config.r = max(kept.values())
     config.target_modules = sorted(kept)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    config.rank_pattern = {"^" + re.escape(name): rank for name, rank in kept.items()}
+    config.rank_pattern = {exact_pattern(name): rank for name, rank in kept.items()}
     config.alpha_pattern = {
-        "^" + re.escape(name): alpha_for(scales[name], rank, config.use_rslora) for name, rank in kept.items()
+        exact_pattern(name): alpha_for(scales[name], rank, config.use_rslora) for name, rank in kept.items()
     }
     config.lora_alpha = max(config.alpha_pattern.values())
 
@@ -345,7 +324,7 @@ def saved_ranks(folder: Path, names: Sequence[str]) -> dict[str, int]:
         ResumeError: If the adapter is not of these layers, or its ranks are not written as ours are.
     """
     patterns = LoraConfig.from_pretrained(str(folder)).rank_pattern or {}
-    ours = {"^" + re.escape(name): name for name in names}
+    ours = {exact_pattern(name): name for name in names}
     foreign = [key for key in patterns if key not in ours]
     if foreign or not patterns:
         what = f"has ranks for {', '.join(foreign[:3])}" if foreign else "has one rank for all layers"
