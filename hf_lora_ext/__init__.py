@@ -16,6 +16,8 @@ from .presets.configuration import Preset
 from .presets.preset import preset
 
 if TYPE_CHECKING:
+    from .analysis.compress import Compressed, compress_adapter
+    from .analysis.curve import RankCurve, rank_curve
     from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
@@ -35,6 +37,7 @@ __all__ = [
     "AdaptiveRankCallback",
     "Advice",
     "BudgetError",
+    "Compressed",
     "ConfigError",
     "DoesNotFit",
     "Facts",
@@ -49,15 +52,18 @@ __all__ = [
     "PushMixin",
     "PushPlan",
     "PushResult",
+    "RankCurve",
     "Recipe",
     "ResumeError",
     "RolledBack",
     "RunResult",
     "Verified",
     "advise",
+    "compress_adapter",
     "load_recipe",
     "preset",
     "push_adapter",
+    "rank_curve",
     "render_card",
     "rollback",
     "run_recipe",
@@ -66,6 +72,10 @@ __all__ = [
 ]
 
 _LAZY: Final = {
+    "Compressed": "analysis.compress",
+    "compress_adapter": "analysis.compress",
+    "RankCurve": "analysis.curve",
+    "rank_curve": "analysis.curve",
     "render_card": "cards.card",
     "write_card": "cards.card",
     "Facts": "cards.facts",

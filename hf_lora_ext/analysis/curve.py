@@ -154,9 +154,7 @@ def rank_curve(
     """
     chosen = chosen_criterion(criterion, calibration is not None)
     layers = lora_layers(model, trained_adapter(model), trains=False)
-    examples = encode_examples(
-        eval_data, tokenizer, max_length=max_length, assistant_template=marked_template(tokenizer)
-    )
+    examples = encoded(eval_data, tokenizer, max_length)
     seen: list[TokenExample] = []
     if chosen == "whitened":
         seen = calibration_examples(calibration or (), examples, tokenizer, max_length)
