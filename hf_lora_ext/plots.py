@@ -99,12 +99,13 @@ def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, tit
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, path: Path, title: str) -> None:
+def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, error: float, path: Path, title: str) -> None:
     """Draw held-out loss by the parameters that an adapter keeps into a PNG, with base, whole adapter and knees.
 
     Args:
         lines: Curves of one adapter, at most three.
         base_loss: Loss without the adapter, in nats a supervised token.
+        error: How far above the whole adapter's loss a knee may be.
         path: File to write.
         title: Line above the plot.
     """
@@ -114,6 +115,8 @@ def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, path: Path, t
     whole, most = lines[0].losses[-1], lines[0].parameters[-1]
     axes.axhline(base_loss, color="#777777", linestyle=":", label=f"base alone, {base_loss:.3f}")
     axes.axhline(whole, color="#777777", linestyle="--", linewidth=1, label=f"whole adapter, {whole:.3f}")
+    axes.axhspan(whole, whole + error, color="#777777", alpha=0.12, linewidth=0,
+                 label=f"within one standard error, {error:.3f}")  # fmt: skip
     for line, colour in zip(lines, CURVE_COLOURS, strict=False):
         knee, loss = line.parameters[line.knee], line.losses[line.knee]
         name = f"{line.label}: knee at {knee:,} ({knee / most:.1%}), {loss:.3f}"
@@ -128,5 +131,5 @@ def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, path: Path, t
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, title="band: ± 1 paired standard error; diamond: knee", title_fontsize=7)
+    axes.legend(frameon=False, fontsize=8, title="band: ± 1 paired standard error", title_fontsize=7)
     figure.savefig(path, format="png", metadata={"Software": None})

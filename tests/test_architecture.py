@@ -48,7 +48,7 @@ LAYERS = {
         "": "trainers",
         "callbacks": "*",
         "runs": "training runner",
-        "analysis": "curve subject compress",
+        "analysis": "curve subject measure compress",
         "push": "gathering preflight verification push rollbacks queue",
     },
     5: {"": "__init__", "cli": "*"},

@@ -15,31 +15,26 @@ from hf_lora_ext.errors import BudgetError, ConfigError
 values = st.lists(st.floats(-10, 10, allow_nan=False), min_size=1, max_size=12)
 
 
-def rises(*pairs: tuple[float, float]) -> list[Estimate]:
-    return [Estimate(mean, error) for mean, error in pairs]
-
-
 def test_the_knee_is_the_smallest_budget_within_one_standard_error_of_the_whole():
-    assert find_knee(rises((0.9, 0.1), (0.2, 0.1), (0.08, 0.1), (0.01, 0.05), (0, 0))) == 2
+    assert find_knee([0.9, 0.2, 0.08, 0.01, 0], 0.1) == 2
+    assert find_knee([0.9, 0.2, 0.08, 0.01, 0], 0.05) == 3
 
 
 def test_the_whole_is_the_knee_where_everything_else_is_worse():
-    assert find_knee(rises((0.9, 0.1), (0.5, 0.1), (0, 0))) == 2
-    assert find_knee(rises((0, 0))) == 0
+    assert find_knee([0.9, 0.5, 0], 0.1) == 2
+    assert find_knee([0], 0.1) == 0
 
 
 def test_a_lucky_small_budget_is_not_the_knee_when_larger_ones_are_worse():
-    lucky = rises((0.0, 0.1), (0.9, 0.1), (0.8, 0.1), (0.05, 0.1), (0, 0))
-    assert find_knee(lucky) == 3
+    assert find_knee([0.0, 0.9, 0.8, 0.05, 0], 0.1) == 3
 
 
 def test_an_unlucky_large_budget_does_not_push_the_knee_up():
-    unlucky = rises((0.9, 0.1), (0.02, 0.1), (0.03, 0.001), (0.01, 0.05), (0, 0))
-    assert find_knee(unlucky) == 1
+    assert find_knee([0.9, 0.02, 0.12, 0.01, 0], 0.1) == 1
 
 
 def test_a_smaller_adapter_that_is_better_is_within_the_error():
-    assert find_knee(rises((0.9, 0.1), (-0.05, 0.01), (-0.02, 0.01), (0, 0))) == 1
+    assert find_knee([0.9, -0.05, -0.02, 0], 0.0) == 1
 
 
 @given(values)

@@ -1,6 +1,7 @@
 """The rank curve: the first directions at every budget, the whole exactly, and a model that nobody has touched."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -217,11 +218,21 @@ def test_rows_become_the_tokens_and_labels_that_trl_makes_of_them(tiny_model: Pa
             "{% if add_generation_prompt %}assistant: {% endif %}"
         )
     counted = marks and "messages" in rows[0]
-    args = preset(str(tiny_model)).sft_config(str(tmp_path), max_length=20, assistant_only_loss=counted)
+    args = preset(str(tiny_model)).sft_config(str(tmp_path), max_length=25, assistant_only_loss=counted)
     trainer = SFTTrainer(str(tiny_model), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    ours = curve_module.encoded(rows, tokenizer, 20)
+    ours = curve_module.encoded(rows, tokenizer, 25)
     theirs = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in trainer.train_dataset]
     assert [(example.input_ids, example.labels) for example in ours] == theirs
+
+
+def test_the_knee_is_within_the_error_of_what_the_adapter_gains(tiny_model: Path):
+    curve = rank_curve(trained("lora", tiny_model), ROWS)
+    assert curve.gain_error > 0
+    assert curve.to_dict()["knee_parameters"] == curve.knee.parameters
+    wide = dataclasses.replace(curve, gain_error=100.0)
+    assert wide.knee is wide.points[0]
+    rising = tuple(dataclasses.replace(point, rise=1.0) for point in curve.points[:-1])
+    assert dataclasses.replace(curve, points=(*rising, curve.whole), gain_error=0.5).knee is curve.whole
 
 
 def test_the_picture_shows_both_criteria(tiny_model: Path, tmp_path: Path):

@@ -109,7 +109,7 @@ def compress_adapter(
         adapter: A folder with a LoRA or DoRA adapter; of `hf-lora train`, base and rows are known.
         out: A new folder.
         budget: Parameters of all factors, a share of them (a fraction below 1.0), or `knee`, the smallest that is as
-            good as the whole within one paired standard error on held-out rows.
+            good as the whole within one standard error on held-out rows (`RankCurve.knee`).
         criterion: `svd` reads the adapter alone. `whitened` needs the base and training rows, and is the default for
             the knee where these are known, and where `calibration` is given.
         base: The base model; else the one that the adapter names.

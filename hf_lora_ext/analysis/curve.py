@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..plots import CurveLine, plot_rank_curves
 from ..ranks.lora_layers import LoraFactors, lora_layers, trained_adapter
 from .budgets import as_parameters
-from .knee import Estimate, find_knee, geometric_budgets, loss_a_token
+from .knee import find_knee, geometric_budgets, loss_a_token
 from .passes import at_rest, example_losses, watch_examples
 from .truncation import TRUNCATIONS, Truncation, TruncationCriterion, cut_meanwhile, truncation
 
@@ -70,6 +70,8 @@ class RankCurve:
     """By ascending parameters; the last is the whole adapter."""
     base_loss: float
     """The model's held-out loss without the adapter."""
+    gain_error: float
+    """Standard error of the whole adapter's gain over it, paired over examples."""
     criterion: str
     """How directions were ordered."""
     examples: int
@@ -86,8 +88,8 @@ class RankCurve:
 
     @property
     def knee(self) -> CurvePoint:
-        """The smallest budget whose loss is within one paired standard error of the whole adapter's (`find_knee`)."""
-        return self.points[find_knee([Estimate(point.rise, point.rise_error) for point in self.points])]
+        """The smallest budget whose loss is within one standard error of the whole adapter's (`find_knee`)."""
+        return self.points[find_knee([point.rise for point in self.points], self.gain_error)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON-ready values, with the knee's parameters."""
@@ -111,7 +113,7 @@ class RankCurve:
             )
             for curve in (self, *beside)
         ]
-        plot_rank_curves(lines, self.base_loss, Path(path), title)
+        plot_rank_curves(lines, self.base_loss, self.gain_error, Path(path), title)
 
 
 def rank_curve(
@@ -242,9 +244,11 @@ def measure_curve(
     ladder = _ladder(cut, budgets)
     tokens = [example.supervised for example in examples]
     with model.disable_adapter():
-        base = loss_a_token(example_losses(model, examples), tokens).mean
-    say(f"{'base':>12} parameters  loss {base:.4f}")
+        alone = example_losses(model, examples)
+    base = loss_a_token(alone, tokens).mean
+    say(f"{'base':>12}             loss {base:.4f}")
     whole = example_losses(model, examples)
+    gain = loss_a_token([before - after for before, after in zip(alone, whole, strict=True)], tokens)
     points = []
     for ranks in ladder[:-1]:
         with cut_meanwhile(layers, cut, ranks):
@@ -254,8 +258,8 @@ def measure_curve(
     say(f"{points[-1].parameters:>12,} parameters  loss {points[-1].loss:.4f}, the whole")
     criterion, seen = how
     return RankCurve(
-        points=tuple(points), base_loss=base, criterion=criterion, examples=len(examples), tokens=sum(tokens),
-        calibration_examples=seen,
+        points=tuple(points), base_loss=base, gain_error=gain.error, criterion=criterion, examples=len(examples),
+        tokens=sum(tokens), calibration_examples=seen,
     )  # fmt: skip
 
 

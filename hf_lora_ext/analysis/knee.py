@@ -70,20 +70,21 @@ def falling(values: Sequence[float]) -> list[float]:
     return [value for value, many in pools for _ in range(many)]
 
 
-def find_knee(rises: Sequence[Estimate]) -> int:
+def find_knee(rises: Sequence[float], error: float) -> int:
     """Return the index of the smallest budget whose loss is within one standard error of the whole adapter's.
 
-    It is the one-standard-error rule (Breiman and others, Classification and Regression Trees, 1984, section 3.4.3)
-    with paired errors. A single point decides nothing: before they are compared, rises of the loss are made to fall
-    with the budget (`falling`), and a point's error is the largest of its own and those of all larger budgets.
+    It is the one-standard-error rule (Breiman and others, Classification and Regression Trees, 1984, section 3.4.3).
+    A single point decides nothing: before they are compared, rises of the loss are made to fall with the budget
+    (`falling`). The error is that of what the whole adapter gains over the base, paired over examples, the same for all
+    budgets: each rise's own paired error shrinks as fast as the rise itself, so that against it nearly everything is
+    worse than the whole, however little.
 
-    >>> find_knee([Estimate(0.9, 0.1), Estimate(0.05, 0.1), Estimate(0.0, 0.0)])
+    >>> find_knee([0.9, 0.05, 0.0], 0.1)
     1
 
     Args:
         rises: By ascending budget, how far the loss is above the whole adapter's; the last is the whole itself.
+        error: Standard error of the whole adapter's gain, in nats a token.
     """
-    means = falling([rise.mean for rise in rises])
-    errors = [0.0 if math.isnan(rise.error) else rise.error for rise in rises]
-    allowed = [max(errors[index:]) for index in range(len(errors))]
-    return next(index for index in range(len(rises)) if index == len(rises) - 1 or means[index] <= allowed[index])
+    fitted = falling(rises)
+    return next((index for index, rise in enumerate(fitted) if rise <= error), len(fitted) - 1)

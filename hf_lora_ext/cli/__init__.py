@@ -16,6 +16,8 @@ VERBS: Final = {
     "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
+    "curve": "Say what an adapter would lose at every smaller size.",
+    "compress": "Write a smaller adapter: the directions that are worth most.",
     "card": "Write or refresh the model card from a run's facts.",
     "push": "Publish an adapter on the Hub, checked before and verified after.",
     "verify": "Check that an adapter on the Hub is whole and loads.",
@@ -30,6 +32,8 @@ Examples:
   hf-lora preset 7B --gpu 24
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
+  hf-lora curve out/quickstart
+  hf-lora compress out/quickstart out/half --budget 50%
   hf-lora card out/quickstart
   hf-lora push out/quickstart me/docstrings --dry-run
 

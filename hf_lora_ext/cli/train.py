@@ -16,6 +16,7 @@ import click
 
 from ..errors import LoraExtError, PushError
 from ..runs.recipe import Recipe, load_recipe
+from .quiet import quieten_libraries
 
 if TYPE_CHECKING:
     from ..runs.runner import RunResult
@@ -57,7 +58,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
     with _full_disk_explained(chosen):
         from ..runs.runner import run_recipe
 
-        _quieten_libraries()
+        quieten_libraries()
         result = run_recipe(chosen, say)
     if as_json:
         pushed = {"push": result.push.to_dict()} if result.push else {}
@@ -67,21 +68,6 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         _print_result(result, recipe)
     if result.push_problem:
         raise PushError(result.push_problem)
-
-
-def _quieten_libraries() -> None:
-    """Leave the screen to our own lines: no bars of other libraries, and only their errors."""
-    import warnings
-
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    # Each of these libraries still calls names that the other has deprecated; a user can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
-
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
 
 
 @contextmanager
