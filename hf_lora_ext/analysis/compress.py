@@ -261,6 +261,8 @@ def _tensors(factors: AdapterFactors, cut: Truncation, ranks: Mapping[str, int])
         if not rank:
             for key in keys.values():
                 del tensors[key]
+            for key in [key for key in tensors if f"{name}.base_layer." in key]:  # an embedding that peft saved whole
+                tensors[key.replace(".base_layer.", ".")] = tensors.pop(key)
         elif rank < cut.layers[name].rank:
             a, b = cut.factors(name, rank)
             tensors[keys["a"]], tensors[keys["b"]] = a.contiguous(), b.contiguous()
