@@ -220,7 +220,7 @@ def test_rows_become_the_tokens_and_labels_that_trl_makes_of_them(tiny_model: Pa
     counted = marks and "messages" in rows[0]
     args = preset(str(tiny_model)).sft_config(str(tmp_path), max_length=25, assistant_only_loss=counted)
     trainer = SFTTrainer(str(tiny_model), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    ours = curve_module.encoded(rows, tokenizer, 25)
+    ours = curve_module.encoded(rows, curve_module.Reading(tokenizer, 25, counted))
     theirs = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in trainer.train_dataset]
     assert [(example.input_ids, example.labels) for example in ours] == theirs
 

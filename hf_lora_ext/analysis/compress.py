@@ -21,7 +21,7 @@ from ..errors import AdapterError, BudgetError, ConfigError
 from ..push.release import CARD, sort_out
 from ..ranks.lora_layers import lora_layers, ranks_into_config_, trained_adapter
 from .budgets import KNEE, as_parameters
-from .curve import RankCurve, calibration_examples, chosen_criterion, encoded, measure_curve
+from .curve import RankCurve, Reading, calibration_examples, chosen_criterion, encoded, measure_curve
 from .passes import at_rest, watch_examples
 from .subject import Subject, find_subject
 from .truncation import Truncation, TruncationCriterion, truncation
@@ -216,11 +216,11 @@ def _with_model(
     if layers.keys() != stored.keys():
         different = sorted(layers.keys() ^ stored.keys())
         raise AdapterError(f"the base has other layers than the adapter, such as {different[0]}; name its own base")
-    length = subject.max_length
-    held_out = [] if subject.held_out is None else encoded(subject.held_out, tokenizer, length)
+    reading = Reading(tokenizer, subject.max_length, subject.assistant_only)
+    held_out = [] if subject.held_out is None else encoded(subject.held_out, reading)
     seen = []
     if criterion == "whitened":
-        seen = calibration_examples(subject.training or (), held_out, tokenizer, length)
+        seen = calibration_examples(subject.training or (), held_out, reading)
     with at_rest(model):
         cut = truncation(stored, criterion, watch_examples(model, layers, seen) if seen else None)
         how = (criterion, len(seen))

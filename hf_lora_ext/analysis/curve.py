@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CurvePoint",
     "RankCurve",
+    "Reading",
     "calibration_examples",
     "chosen_criterion",
     "encoded",
@@ -34,7 +35,7 @@ __all__ = [
 POINTS: Final = 12
 """Budgets looked at where none are given: each about twice the one before on adapters of some million parameters."""
 CALIBRATION_EXAMPLES: Final = 64
-"""Training examples looked at for `whitened`, at most; more changed nothing that was measured (rank_curve.md)."""
+"""Training examples looked at for `whitened`, at most: as many as `AdaptiveRankCallback` sees in 8 steps of 8 rows."""
 
 Row = Mapping[str, Any]
 Say = Callable[[str], None]
@@ -42,6 +43,18 @@ Say = Callable[[str], None]
 
 def _silent(line: str) -> None:
     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How rows become tokens."""
+
+    tokenizer: PreTrainedTokenizerBase | None
+    """The model's."""
+    max_length: int | None
+    """Tokens to keep of a row."""
+    assistant_only: bool | None
+    """Whether of messages only the assistant's turns count; None where the template allows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +138,7 @@ def rank_curve(
     calibration: Iterable[Row] | None = None,
     criterion: TruncationCriterion | None = None,
     max_length: int | None = None,
+    assistant_only: bool | None = None,
     say: Say = _silent,
 ) -> RankCurve:
     """Return the held-out loss at every budget of parameters, from one trained adapter.
@@ -141,6 +155,7 @@ def rank_curve(
         calibration: Training rows, of which the first 64 are looked at; never held-out ones.
         criterion: `whitened` needs calibration, `svd` needs nothing; else the first where there is calibration.
         max_length: Tokens to keep of a row.
+        assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
         say: Takes one line of progress.
 
     Raises:
@@ -156,10 +171,11 @@ def rank_curve(
     """
     chosen = chosen_criterion(criterion, calibration is not None)
     layers = lora_layers(model, trained_adapter(model), trains=False)
-    examples = encoded(eval_data, tokenizer, max_length)
+    reading = Reading(tokenizer, max_length, assistant_only)
+    examples = encoded(eval_data, reading)
     seen: list[TokenExample] = []
     if chosen == "whitened":
-        seen = calibration_examples(calibration or (), examples, tokenizer, max_length)
+        seen = calibration_examples(calibration or (), examples, reading)
     with at_rest(model):
         cut = truncation(layers, chosen, watch_examples(model, layers, seen) if seen else None)
         return measure_curve(model, layers, cut, examples, budgets, (chosen, len(seen)), say)
@@ -182,18 +198,13 @@ def chosen_criterion(criterion: str | None, has_calibration: bool) -> Truncation
     raise ConfigError(f"criterion {found!r} is not known; valid: {', '.join(TRUNCATIONS)}")
 
 
-def calibration_examples(
-    rows: Iterable[Row],
-    held_out: Sequence[TokenExample],
-    tokenizer: PreTrainedTokenizerBase | None,
-    max_length: int | None,
-) -> list[TokenExample]:
+def calibration_examples(rows: Iterable[Row], held_out: Sequence[TokenExample], reading: Reading) -> list[TokenExample]:
     """Return the first training rows as tokens and labels.
 
     Raises:
         ConfigError: If one of them is held out.
     """
-    found = encoded(islice(rows, CALIBRATION_EXAMPLES), tokenizer, max_length)
+    found = encoded(islice(rows, CALIBRATION_EXAMPLES), reading)
     if twice := set(found) & set(held_out):
         raise ConfigError(
             f"{len(twice)} of {len(found)} calibration examples are held out too, so the losses would flatter; give "
@@ -202,17 +213,21 @@ def calibration_examples(
     return found
 
 
-def encoded(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
-) -> list[TokenExample]:
-    """Return rows as tokens and labels; of messages the assistant's turns count alone wherever a recipe's would."""
+def encoded(rows: Iterable[Row], reading: Reading) -> list[TokenExample]:
+    """Return rows as tokens and labels; of messages the turns count that count in a recipe's run.
+
+    Raises:
+        ConfigError: If rows are in no known form, none has a supervised token, or the turns cannot be told apart.
+    """
 
     def template() -> str | None:
-        from ..runs.training import assistant_template
+        from ..runs.training import assistant_template, counts_assistant_only
 
-        return assistant_template(tokenizer)
+        tokenizer = reading.tokenizer
+        counted = counts_assistant_only(tokenizer, "messages", reading.assistant_only)
+        return assistant_template(tokenizer) if counted else None
 
-    return encode_examples(rows, tokenizer, max_length=max_length, assistant_template=template)
+    return encode_examples(rows, reading.tokenizer, max_length=reading.max_length, assistant_template=template)
 
 
 def measure_curve(

@@ -48,6 +48,7 @@ def curves_of(
                 calibration=rows,
                 criterion=each,
                 max_length=subject.max_length,
+                assistant_only=subject.assistant_only,
                 say=say,
             )
         )

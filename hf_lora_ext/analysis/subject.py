@@ -42,6 +42,8 @@ class Subject:
     """Rows that it was trained on, where they are known."""
     max_length: int | None
     """Tokens of a row that it was trained on."""
+    assistant_only: bool | None
+    """Whether of messages only the assistant's turns counted; None where that is not known."""
 
     def load_(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """Load the adapted model, as its run held it, and the tokenizer.
@@ -84,6 +86,7 @@ def find_subject(
     recipe = load_recipe(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
     facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
     own = _own_examples(folder, recipe, facts) if recipe and not (data and calibration) else None
+    given = facts.hyperparameters if facts else {}
     named = base or (recipe.model if recipe else config.get("base_model_name_or_path"))
     if not named:
         raise AdapterError(f"{folder} does not say which model it adapts; name it with base= (--base)")
@@ -94,7 +97,8 @@ def find_subject(
         method=recipe.method if recipe else "lora",
         held_out=_rows(data) if data else own.held_out if own else None,
         training=_rows(calibration) if calibration else own.train if own else None,
-        max_length=max_length or (facts.hyperparameters.get("max_length") if facts else None),
+        max_length=max_length or given.get("max_length"),
+        assistant_only=given.get("assistant_only_loss"),
     )
 
 

@@ -36,7 +36,7 @@ from rank_training import Cell, Job, lora_model, train
 from torch import nn
 from transformers import logging as transformers_logging
 
-from hf_lora_ext.analysis.curve import calibration_examples, encoded
+from hf_lora_ext.analysis.curve import Reading, calibration_examples, encoded
 from hf_lora_ext.analysis.knee import loss_a_token
 from hf_lora_ext.analysis.passes import at_rest, example_losses, watch_examples
 from hf_lora_ext.analysis.subject import find_subject
@@ -92,8 +92,9 @@ def given_case(options: argparse.Namespace) -> Case:
     if subject.held_out is None or subject.training is None:
         raise SystemExit("--adapter is no run folder of hf-lora train: give --data and --calibration too")
     model, tokenizer = subject.load_()
-    held_out = encoded(subject.held_out, tokenizer, subject.max_length)
-    seen = calibration_examples(subject.training, held_out, tokenizer, subject.max_length)
+    reading = Reading(tokenizer, subject.max_length, subject.assistant_only)
+    held_out = encoded(subject.held_out, reading)
+    seen = calibration_examples(subject.training, held_out, reading)
     tokens = [example.supervised for example in held_out]
 
     def measure() -> float:
