@@ -15,7 +15,7 @@ from trained_adapters import KINDS, ROWS, TRAINING, base_model, trained
 
 from hf_lora_ext import AdapterError, BudgetError, ConfigError, compress_adapter
 from hf_lora_ext.analysis import compress as compress_module
-from hf_lora_ext.analysis.passes import at_rest, example_losses
+from hf_lora_ext.analysis.passes import at_rest, example_losses, watch_examples
 from hf_lora_ext.analysis.truncation import cut_meanwhile, truncation
 from hf_lora_ext.data.tokens import encode_examples
 from hf_lora_ext.ranks.lora_layers import lora_layers
@@ -248,3 +248,20 @@ def test_the_command_says_what_is_missing_in_one_line(tiny_model: Path, tmp_path
 
 def test_calibration_rows_differ_from_those_that_are_measured():
     assert not {tuple(row["input_ids"]) for row in ROWS} & {tuple(row["input_ids"]) for row in TRAINING}
+
+
+def test_the_benchmark_compares_what_peft_converts_with_at_most_its_parameters(tiny_model: Path):
+    from compress import Case, compared, loss_table
+
+    model = trained("mixed", tiny_model)
+    tokens = sum(example.supervised for example in EXAMPLES)
+    layers = lora_layers(model, "default")
+    case = Case(model, lambda: sum(example_losses(model, EXAMPLES)) / tokens,
+                lambda: watch_examples(model, layers, encode_examples(TRAINING)))  # fmt: skip
+    whole = case.measure()
+    found = {(asked, method): [done] for asked, method, done in compared(case, [2, 6, 0.9])}
+    assert found["rank 6", "PEFT"][0].loss == pytest.approx(whole, rel=1e-4)  # nothing is lost on the way back
+    for (asked, _), (done,) in found.items():
+        assert done.parameters <= found[asked, "PEFT"][0].parameters
+    assert case.measure() == whole
+    assert "3 of" not in loss_table(found, [whole])

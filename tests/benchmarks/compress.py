@@ -120,8 +120,8 @@ def by_peft(case: Case, rank: int | float) -> Outcome:
     assert not loaded.unexpected_keys
     case.model.set_adapter("converted")
     loss = case.measure()
-    case.model.delete_adapter("converted")
     case.model.set_adapter("default")
+    case.model.delete_adapter("converted")
     return Outcome(sum(tensor.numel() for tensor in tensors.values()), loss, seconds)
 
 
