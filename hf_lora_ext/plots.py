@@ -131,5 +131,5 @@ def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, error: float,
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, title="band: ± 1 paired standard error", title_fontsize=7)
+    axes.legend(frameon=False, fontsize=8, title="band: ± 1 paired standard error; diamond: knee", title_fontsize=7)
     figure.savefig(path, format="png", metadata={"Software": None})

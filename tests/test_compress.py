@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from trained_adapters import KINDS, ROWS, TRAINING, base_model, trained
 
 from hf_lora_ext import AdapterError, BudgetError, ConfigError, compress_adapter
+from hf_lora_ext.adapters.factors import read_factors
 from hf_lora_ext.analysis import compress as compress_module
 from hf_lora_ext.analysis.passes import at_rest, example_losses, watch_examples
 from hf_lora_ext.analysis.truncation import cut_meanwhile, truncation
@@ -49,6 +50,7 @@ def test_the_smaller_adapter_reloads_in_peft_to_exactly_what_was_measured(tiny_m
         measured = example_losses(model, EXAMPLES)
     done = compress_adapter(whole, tmp_path / "small", budget=cut.parameters // 3)
     assert done.ranks == ranks
+    assert read_factors(tmp_path / "small").parameters == done.parameters  # its config says what its file holds
     assert losses(kind, tiny_model, tmp_path / "small") == measured
     small, large = (load_file(folder / WEIGHTS) for folder in (tmp_path / "small", whole))
     factors = {key for key in large if re.search(r"lora_(embedding_)?[AB]", key)}
