@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,7 +48,7 @@ def command(adapter: str, criterion: str | None, plot: str | None, as_json: bool
     quieten_libraries()
     found = curves_of(adapter, criterion, say=lambda line: None if quiet else click.echo(line, err=True), **given)
     if plot is not None:
-        found[0].plot(plot, f"{adapter}: held-out loss by parameters kept", beside=found[1:])
+        found[0].plot(plot, f"{Path(adapter).resolve().name}: held-out loss by parameters kept", beside=found[1:])
     if as_json:
         told = [curve.to_dict() for curve in found]
         click.echo(json.dumps(told if criterion == "both" else told[0]))
@@ -66,10 +67,11 @@ def _print_curve(curve: RankCurve) -> None:
     seen = f", {curve.calibration_examples} training examples looked at" if curve.calibration_examples else ""
     table = Table(
         title=f"{curve.criterion}: {curve.examples} held-out examples, {curve.tokens:,} tokens{seen}",
-        box=box.SIMPLE_HEAD, title_justify="left",
+        caption="above the whole adapter's loss, ± one paired standard error", caption_justify="left",
+        box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False,
     )  # fmt: skip
-    for heading in ("parameters", "share", "layers", "highest rank", "loss", "above whole", "± paired", ""):
-        table.add_column(heading, justify="right")
+    for heading in ("parameters", "share", "layers", "top rank", "loss", "above", "±", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("0", "0.0 %", "0", "0", f"{curve.base_loss:.4f}", f"{curve.base_loss - curve.whole.loss:+.4f}",
                   f"{curve.gain_error:.4f}", "base")  # fmt: skip
     for point in curve.points:
