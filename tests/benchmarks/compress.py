@@ -11,7 +11,7 @@ a small random Llama that must become a copy with updates of known low rank adde
 KL divergence to the copy. With it, it is the held-out NLL, as `hf-lora curve` measures it.
 
 Then wide layers, random factors of rank 64 in modules of 2048 x 2048, seconds alone: ours on all 28, PEFT on
-`--wide-peft` of them, both by their mean seconds a module. Seconds are those of this process, in turns. About 5 minutes
+`--wide-peft` of them, both by their mean seconds a module. Seconds are those of this process, in turns. About 7 minutes
 on one quiet core.
 """
 
