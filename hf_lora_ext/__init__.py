@@ -16,6 +16,8 @@ from .presets.configuration import Preset
 from .presets.preset import preset
 
 if TYPE_CHECKING:
+    from .analysis.compress import Compressed, compress_adapter
+    from .analysis.curve import RankCurve, rank_curve
     from .analysis.rank_report import rank_report
     from .analysis.report import RankReport
     from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
@@ -42,6 +44,7 @@ __all__ = [
     "AdaptiveRankCallback",
     "Advice",
     "BudgetError",
+    "Compressed",
     "ConfigError",
     "DoesNotFit",
     "Exported",
@@ -57,6 +60,7 @@ __all__ = [
     "PushMixin",
     "PushPlan",
     "PushResult",
+    "RankCurve",
     "RankReport",
     "Recipe",
     "ResumeError",
@@ -67,11 +71,13 @@ __all__ = [
     "Verified",
     "advise",
     "check_engine",
+    "compress_adapter",
     "export_adapter",
     "load_recipe",
     "load_sweep",
     "preset",
     "push_adapter",
+    "rank_curve",
     "rank_report",
     "render_card",
     "rollback",
@@ -84,6 +90,10 @@ __all__ = [
 _LAZY: Final = {
     "RankReport": "analysis.report",
     "rank_report": "analysis.rank_report",
+    "Compressed": "analysis.compress",
+    "compress_adapter": "analysis.compress",
+    "RankCurve": "analysis.curve",
+    "rank_curve": "analysis.curve",
     "render_card": "cards.card",
     "write_card": "cards.card",
     "Facts": "cards.facts",

@@ -15,12 +15,32 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from .cards.layer_ranks import module_and_layer
 
-__all__ = ["Grid", "PlotPoint", "Spectra", "plot_against", "plot_grids", "plot_loss", "plot_ranks", "plot_spectra"]
+__all__ = [
+    "CurveLine", "Grid", "PlotPoint", "Spectra", "plot_against", "plot_grids", "plot_loss", "plot_rank_curves",
+    "plot_ranks", "plot_spectra",
+]  # fmt: skip
 
 MOST_TICKS: Final = 8
 """Places on an axis up to which each gets a tick of its own."""
 SERIES: Final = ("#c8553d", "#3d6fc8", "#4f9d69", "#8a5fb5", "#b58a2e", "#4aa3a8", "#777777")
 """Colours of joined points."""
+CURVE_COLOURS: Final = ("#c8553d", "#3d6ca8", "#6a994e")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveLine:
+    """Loss by budget, by ascending parameters; the last point is the whole adapter."""
+
+    label: str
+    """How directions were ordered."""
+    parameters: Sequence[int]
+    """Of each point."""
+    losses: Sequence[float]
+    """In nats a supervised token."""
+    errors: Sequence[float]
+    """Standard error of each loss's difference from the whole's."""
+    knee: int
+    """Index of the knee."""
 
 
 def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
@@ -260,4 +280,40 @@ def plot_against(
     axes.margins(0.08)
     if names != [""]:
         axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, error: float, path: Path, title: str) -> None:
+    """Draw held-out loss by the parameters that an adapter keeps into a PNG, with base, whole adapter and knees.
+
+    Args:
+        lines: Curves of one adapter, at most three.
+        base_loss: Loss without the adapter, in nats a supervised token.
+        error: How far above the whole adapter's loss a knee may be.
+        path: File to write.
+        title: Line above the plot.
+    """
+    figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    whole, most = lines[0].losses[-1], lines[0].parameters[-1]
+    axes.axhline(base_loss, color="#777777", linestyle=":", label=f"base alone, {base_loss:.3f}")
+    axes.axhline(whole, color="#777777", linestyle="--", linewidth=1, label=f"whole adapter, {whole:.3f}")
+    axes.axhspan(whole, whole + error, color="#777777", alpha=0.12, linewidth=0,
+                 label=f"within one standard error, {error:.3f}")  # fmt: skip
+    for line, colour in zip(lines, CURVE_COLOURS, strict=False):
+        knee, loss = line.parameters[line.knee], line.losses[line.knee]
+        name = f"{line.label}: knee at {knee:,} ({knee / most:.1%}), {loss:.3f}"
+        axes.plot(line.parameters, line.losses, color=colour, marker="o", markersize=4, label=name)
+        below, above = ([loss + sign * error for loss, error in zip(line.losses, line.errors, strict=True)]
+                        for sign in (-1, 1))  # fmt: skip
+        axes.fill_between(line.parameters, below, above, color=colour, alpha=0.18, linewidth=0)
+        axes.plot([knee], [loss], marker="D", markersize=10, color=colour, markerfacecolor="none", linestyle="none")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(xlabel="parameters kept (log scale)", ylabel="held-out loss (nats per supervised token)")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, title="band: ± 1 paired standard error; diamond: knee", title_fontsize=7)
     figure.savefig(path, format="png", metadata={"Software": None})

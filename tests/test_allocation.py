@@ -45,6 +45,17 @@ def test_no_choice_within_the_budget_beats_it_by_more_than_one_direction(modules
     assert kept(scores, allocate_ranks(scores, costs, budget)) >= best - one * (1 + 1e-9)
 
 
+@given(MODULES, st.integers(0, 400), st.integers(0, 400))
+def test_nested_choices_are_part_of_one_another_and_within_a_direction_of_the_budget(modules: dict, one: int, two: int):
+    scores, costs = split(modules)
+    smaller, larger = (allocate_ranks(scores, costs, budget, nested=True) for budget in sorted((one, two)))
+    assert all(smaller[name] <= larger[name] for name in scores)
+    spent = parameters_of(smaller, costs)
+    assert spent <= min(one, two)
+    full = all(smaller[name] == len(scores[name]) for name in scores)
+    assert full or spent + max(costs.values()) > min(one, two)
+
+
 @given(MODULES, st.integers(0, 400))
 def test_at_one_cost_the_choice_is_the_best_there_is(modules: dict, budget: int):
     scores, _ = split(modules)

@@ -27,6 +27,7 @@ __all__ = [
     "describe_adapter",
     "describe_quantization",
     "describe_saved",
+    "load_config",
     "load_in_own_precision_",
     "load_saved",
     "save_adapter",
@@ -62,6 +63,18 @@ def describe_saved(folder: Path) -> dict[str, Any]:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as weights:
         ranks = _layer_ranks((key, tuple(weights.get_slice(key).get_shape())) for key in weights.keys())
     return _summary(json.loads((folder / "adapter_config.json").read_text(encoding="utf8")), {"bytes": size}, ranks)
+
+
+def load_config(folder: Path) -> PeftConfig:
+    """Return a saved adapter's config, as the object that saves itself with `save_pretrained`.
+
+    Raises:
+        AdapterError: If peft cannot read it.
+    """
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise AdapterError(f"peft cannot read the adapter's config ({error}); save it again") from error
 
 
 def load_saved(folder: Path) -> dict[str, Tensor]:

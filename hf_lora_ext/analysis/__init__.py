@@ -1,1 +1,1 @@
-"""A trained adapter looked at: what its directions carry, and what that says about its ranks."""
+"""A trained adapter: what its directions carry, what it loses at every smaller size, and a smaller one."""

@@ -320,8 +320,8 @@ class AdaptiveRankCallback(TrainerCallback):
     def _best(self, moments: Mapping[str, Moments], budget: int, step: int) -> tuple[dict[str, Basis], dict[str, int]]:
         criterion = self.criterion if moments else "svd"  # an early end may have seen nothing
         bases = find_bases(self.layers_.live, moments, criterion, step)
-        worth = {name: (basis.values.square() / 2).tolist() for name, basis in bases.items()}
-        return bases, allocate_ranks(worth, self.layers_.costs, budget, least=self.least_)
+        worths = {name: basis.worths for name, basis in bases.items()}
+        return bases, allocate_ranks(worths, self.layers_.costs, budget, least=self.least_)
 
     def _note(
         self,

@@ -74,6 +74,9 @@ def _summary(facts: Facts) -> str:
     if data:
         name = hub_link(data.name, "datasets/") if is_hub_data(facts) else code(data.name)
         words += f" on {name} ({cell(data.train_examples)} examples)"
+    if isinstance(cut := facts.adapter.get("compressed_from"), Mapping) and "trainable_parameters" in facts.adapter:
+        left, whole = cell(facts.adapter["trainable_parameters"]), cell(cut.get("parameters"))
+        words += f", and then cut to {left} of its {whole} parameters"
     return f"{words}. It is an ordinary PEFT adapter and loads without the library that made it."
 
 

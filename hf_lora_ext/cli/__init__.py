@@ -17,6 +17,8 @@ VERBS: Final = {
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
     "sweep": "Try a recipe at many points, and say which is best.",
+    "curve": "Say what an adapter would lose at every smaller size.",
+    "compress": "Write a smaller adapter: the directions that are worth most.",
     "card": "Write or refresh the model card from a run's facts.",
     "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
     "export": "Write an adapter in the form that an inference engine loads.",
@@ -35,6 +37,8 @@ Examples:
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
   hf-lora sweep recipes/sweep_rank.yaml --dry-run
+  hf-lora curve out/quickstart
+  hf-lora compress out/quickstart out/half --budget 50%
   hf-lora card out/quickstart
   hf-lora ranks out/quickstart
   hf-lora export out/quickstart out/portable --for vllm

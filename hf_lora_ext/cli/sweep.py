@@ -11,7 +11,8 @@ import click
 from ..errors import LoraExtError
 from ..sweep.settings import Sweep, load_sweep
 from ..sweep.space import shown
-from .train import full_disk_explained, quieten_libraries
+from .quiet import quieten_libraries
+from .train import full_disk_explained
 
 if TYPE_CHECKING:
     from ..sweep.forecast import Forecast

@@ -16,11 +16,12 @@ import click
 
 from ..errors import LoraExtError, PushError
 from ..runs.recipe import load_recipe
+from .quiet import quieten_libraries
 
 if TYPE_CHECKING:
     from ..runs.runner import RunResult
 
-__all__ = ["command", "full_disk_explained", "quieten_libraries"]
+__all__ = ["command", "full_disk_explained"]
 
 EPILOG = """
 \b
@@ -67,21 +68,6 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         _print_result(result, recipe)
     if result.push_problem:
         raise PushError(result.push_problem)
-
-
-def quieten_libraries() -> None:
-    """Leave the screen to our own lines: no bars of other libraries, and only their errors."""
-    import warnings
-
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    # Each of these libraries still calls names that the other has deprecated; a user can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl)\.")
-
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ def allocate_ranks(
     *,
     least: Mapping[str, int] | None = None,
     most: Mapping[str, int] | None = None,
+    nested: bool = False,
 ) -> dict[str, int]:
     """Return the rank of each module that keeps the most score within the budget.
 
@@ -50,6 +51,8 @@ def allocate_ranks(
         budget: Parameters that all kept directions may have together.
         least: Directions that a module keeps whatever they are worth; 0 where it is not named.
         most: Directions that a module may keep; all where it is not named.
+        nested: Whether to stop at the first direction that no longer fits, so that what a budget keeps is part of what
+            every larger one keeps.
 
     Raises:
         BudgetError: If the budget does not hold even the least ranks.
@@ -65,9 +68,13 @@ def allocate_ranks(
             "modules need; raise the budget, lower the least rank, or adapt fewer modules"
         )
     for _, index, name in _by_density(scores, costs):
-        if index == ranks[name] < most.get(name, len(scores[name])) and costs[name] <= left:
+        if not index == ranks[name] < most.get(name, len(scores[name])):
+            continue
+        if costs[name] <= left:
             ranks[name] += 1
             left -= costs[name]
+        elif nested:
+            break
     return ranks
 
 

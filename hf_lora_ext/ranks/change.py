@@ -211,5 +211,5 @@ def _used(factors: LoraFactors, part: str) -> tuple[nn.Parameter, int, int]:
 
 def _in_basis(factors: LoraFactors, basis: Basis) -> tuple[Tensor, Tensor]:
     """Return A and B in the basis, computed in float64 on the CPU."""
-    a, b = factors.directions()
-    return (basis.to_a @ a.double()).to(factors.a), (b.double() @ basis.to_b).to(factors.b)
+    a, b = basis.factors(*factors.directions())
+    return a.to(factors.a), b.to(factors.b)

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, get_args
 
 import torch
+from torch import Tensor
 
-from .lora_layers import LoraFactors
 from .low_rank import Basis, find_basis, gram_of_columns, gram_of_rows
 from .probes import Moments
 
-__all__ = ["CRITERIA", "Criterion", "find_bases"]
+__all__ = ["CRITERIA", "Criterion", "Update", "find_bases"]
 
 Criterion = Literal["whitened", "input", "svd", "sensitivity", "random"]
 CRITERIA: Final[tuple[Criterion, ...]] = get_args(Criterion)
 
 
+class Update(Protocol):
+    """One layer's update ΔW = scale · B A: a `LoraFactors` in a model, or one that was read from a file."""
+
+    @property
+    def rank(self) -> int:
+        """Directions in use."""
+
+    @property
+    def cost(self) -> int:
+        """Parameters of one direction."""
+
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by."""
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether A is looked up, not multiplied by."""
+
+    def directions(self) -> tuple[Tensor, Tensor]:
+        """Return A `(rank, in_features)` and B `(out_features, rank)`, on the CPU."""
+
+
 def find_bases(
-    layers: Mapping[str, LoraFactors], moments: Mapping[str, Moments], criterion: Criterion, seed: int = 0
+    layers: Mapping[str, Update], moments: Mapping[str, Moments], criterion: Criterion, seed: int = 0
 ) -> dict[str, Basis]:
     """Return each layer's directions in order of worth; their worths compare across layers.
 
@@ -40,7 +63,7 @@ def find_bases(
     return {name: _basis(factors, moments.get(name), criterion, draw) for name, factors in layers.items()}
 
 
-def _basis(factors: LoraFactors, moments: Moments | None, criterion: Criterion, draw: random.Random) -> Basis:
+def _basis(factors: Update, moments: Moments | None, criterion: Criterion, draw: random.Random) -> Basis:
     if criterion == "sensitivity":
         assert moments is not None
         return _by_sensitivity(moments.sensitivity[: factors.rank].double().cpu())
@@ -64,7 +87,7 @@ def _basis(factors: LoraFactors, moments: Moments | None, criterion: Criterion, 
     return found
 
 
-def _by_sensitivity(sensitivity: torch.Tensor) -> Basis:
+def _by_sensitivity(sensitivity: Tensor) -> Basis:
     """Return the directions as they are, the most sensitive first; half a value's square is its worth."""
     order = sensitivity.argsort(descending=True, stable=True)
     pick = torch.eye(len(order), dtype=torch.float64)[order]

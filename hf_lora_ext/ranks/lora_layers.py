@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ __all__ = [
     "LoraFactors",
     "lora_layers",
     "own_config_",
+    "ranks_into_config_",
     "saved_ranks",
     "trained_adapter",
     "widened",
@@ -115,14 +117,39 @@ class LoraFactors:
             nn.Parameter(new.detach().to(old.dtype).contiguous(), requires_grad=old.requires_grad)
             for new, old in ((a, self.a), (b, self.b))
         )
-        if self.is_embedding:
-            self.layer.lora_embedding_A[self.adapter], self.layer.lora_embedding_B[self.adapter] = new_a, new_b
-        else:
-            first, second = self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter]
-            first.weight, second.weight = new_a, new_b
-            first.out_features = second.in_features = len(a)
+        self._hold_(new_a, new_b)
         self._set_rank_(len(a))
         return new_a, new_b
+
+    def _hold_(self, a: nn.Parameter, b: nn.Parameter) -> None:
+        if self.is_embedding:
+            self.layer.lora_embedding_A[self.adapter], self.layer.lora_embedding_B[self.adapter] = a, b
+        else:
+            first, second = self.layer.lora_A[self.adapter], self.layer.lora_B[self.adapter]
+            first.weight, second.weight = a, b
+            first.out_features = second.in_features = len(a)
+
+    @contextmanager
+    def cut_meanwhile(self, a: Tensor, b: Tensor) -> Iterator[None]:
+        """Answer as the layer will once these factors are saved and loaded; then be bit for bit what it was.
+
+        At rank 0 it answers as its base does.
+        """
+        layer, adapter, held = self.layer, self.adapter, (self.a, self.b)
+        told = {kind: getattr(layer, kind)[adapter] for kind in ("r", "lora_alpha", "scaling")}
+        disabled = layer._disable_adapters
+        try:
+            if len(a):
+                self.replace_(a, b)
+                layer.scaling[adapter] = layer.lora_alpha[adapter] / alpha_for(1.0, len(a), layer.use_rslora[adapter])
+            else:
+                layer._disable_adapters = True
+            yield
+        finally:
+            layer._disable_adapters = disabled
+            self._hold_(*held)
+            for kind, value in told.items():
+                getattr(layer, kind)[adapter] = value
 
     def mask_(self, a: Tensor, b: Tensor) -> None:
         """Put factors of another rank in place and leave the parameters their shape: the other directions are 0.
@@ -186,8 +213,13 @@ def trained_adapter(model: Any) -> str:
     return str(names[0])
 
 
-def lora_layers(model: PeftModel, adapter: str) -> dict[str, LoraFactors]:
+def lora_layers(model: PeftModel, adapter: str, *, trains: bool = True) -> dict[str, LoraFactors]:
     """Return the layers that carry the adapter, by name in the base model, in the model's order.
+
+    Args:
+        model: The model.
+        adapter: Name of the adapter.
+        trains: Whether the factors must be trainable.
 
     Raises:
         AdapterError: If there is none, or one is merged or of a kind whose rank cannot be changed.
@@ -196,7 +228,7 @@ def lora_layers(model: PeftModel, adapter: str) -> dict[str, LoraFactors]:
     if not found:
         raise AdapterError(f"no layer of {type(model.get_base_model()).__name__} carries the adapter {adapter!r}")
     for factors in found.values():
-        problem = _problem(factors)
+        problem = _problem(factors, trains)
         if problem:
             raise AdapterError(f"{factors.name} {problem}")
     if len({id(factors.a) for factors in found.values()}) < len(found):
@@ -210,7 +242,7 @@ def _layers(model: PeftModel, adapter: str) -> Iterator[LoraFactors]:
             yield LoraFactors(name, module, adapter)
 
 
-def _problem(factors: LoraFactors) -> str:
+def _problem(factors: LoraFactors, trains: bool) -> str:
     """Return why the layer's rank cannot be changed, and what to do; empty where it can."""
     layer, adapter = factors.layer, factors.adapter
     if layer.merged:
@@ -222,7 +254,7 @@ def _problem(factors: LoraFactors) -> str:
         return f"uses {type(variant).__name__}, whose rank cannot be moved; use plain LoRA or DoRA"
     if layer.lora_bias.get(adapter):
         return "has a bias in B (lora_bias=True), which rank 0 would lose; use lora_bias=False"
-    if not (factors.a.requires_grad and factors.b.requires_grad):
+    if trains and not (factors.a.requires_grad and factors.b.requires_grad):
         return "has a frozen factor; load the adapter with is_trainable=True, or train A and B"
     return ""
 
@@ -250,23 +282,33 @@ def own_config_(model: PeftModel, adapter: str) -> None:
 def write_ranks_(model: PeftModel, adapter: str, ranks: Mapping[str, int]) -> None:
     """Write the ranks into the configuration, so that what is saved loads as it is.
 
-    One anchored entry for each layer: PEFT matches patterns as unescaped suffixes and takes the first hit, and
-    `rank_pattern` alone would change the scale.
-
     Args:
         model: The model, its layers already of these ranks.
         adapter: Name of the adapter.
         ranks: Rank by layer; 0 where the adapter has left the layer.
     """
-    config: Any = model.peft_config[adapter]
-    layers = {factors.name: factors for factors in _layers(model, adapter)}
+    scales = {factors.name: factors.scale for factors in _layers(model, adapter)}
+    ranks_into_config_(model.peft_config[adapter], ranks, scales)
+
+
+def ranks_into_config_(config: Any, ranks: Mapping[str, int], scales: Mapping[str, float]) -> None:
+    """Write ranks and scales into a configuration.
+
+    One anchored entry for each layer: PEFT matches patterns as unescaped suffixes and takes the first hit, and
+    `rank_pattern` alone would change the scale.
+
+    Args:
+        config: A `LoraConfig`.
+        ranks: Rank by layer; 0 where the adapter has left the layer, and one of them at least is not.
+        scales: Scale of each layer that is left.
+    """
     kept = {name: rank for name, rank in ranks.items() if rank}
     config.r = max(kept.values())
     config.target_modules = sorted(kept)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     config.rank_pattern = {exact_pattern(name): rank for name, rank in kept.items()}
     config.alpha_pattern = {
-        exact_pattern(name): alpha_for(layers[name].scale, rank, config.use_rslora) for name, rank in kept.items()
+        exact_pattern(name): alpha_for(scales[name], rank, config.use_rslora) for name, rank in kept.items()
     }
     config.lora_alpha = max(config.alpha_pattern.values())
 

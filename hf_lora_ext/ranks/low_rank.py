@@ -29,9 +29,19 @@ class Basis:
     to_b: Tensor
     """`(rank, rank)`."""
 
+    @property
+    def worths(self) -> list[float]:
+        """What the loss would rise by without each direction, descending: half of its value's square."""
+        found: list[float] = (self.values.square() / 2).tolist()
+        return found
+
     def cut(self, rank: int) -> Basis:
         """Return the first `rank` directions alone."""
         return Basis(self.values[:rank], self.to_a[:rank], self.to_b[:, :rank])
+
+    def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A' and B' for factors on the CPU, in float64."""
+        return self.to_a @ a.double(), b.double() @ self.to_b
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:

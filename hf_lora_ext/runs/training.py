@@ -19,9 +19,10 @@ from ..presets.arguments import adapter_arguments, callback_arguments, quantisat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from peft import PeftConfig
-    from transformers import BitsAndBytesConfig, TrainerCallback
+    from peft import PeftConfig, PeftModel
+    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from ..data.examples import Examples
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adapter_config",
+    "assistant_template",
     "build_trainer",
     "counts_assistant_only",
+    "load_adapted",
     "marks_assistant",
     "method_callbacks",
     "model_kwargs",
@@ -170,19 +173,25 @@ def marks_assistant(tokenizer: Any) -> bool:
 
     The chat template marks them (`{% generation %}`), or trl has a marked form of this template.
     """
+    return assistant_template(tokenizer) is not None
+
+
+def assistant_template(tokenizer: Any) -> str | None:
+    """Return the chat template that marks the assistant's turns, each with the token that ends it; None without one."""
     from trl.chat_template_utils import (
         get_training_chat_template,
         has_generation_markers,
         is_chat_template_stop_token_trained,
     )
 
-    if not tokenizer.chat_template:
-        return False
+    own: str | None = getattr(tokenizer, "chat_template", None)
+    if not own:
+        return None
     try:
-        marked = None if has_generation_markers(tokenizer.chat_template) else get_training_chat_template(tokenizer)
-        return bool(is_chat_template_stop_token_trained(tokenizer, chat_template=marked))
+        marked: str = own if has_generation_markers(own) else get_training_chat_template(tokenizer)
+        return marked if is_chat_template_stop_token_trained(tokenizer, chat_template=marked) else None
     except ValueError:  # a template that trl does not know
-        return False
+        return None
 
 
 def counts_assistant_only(tokenizer: Any, form: str, wished: bool | None) -> bool:
@@ -257,3 +266,23 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # our own lines say it
     return trainer
+
+
+def load_adapted(preset: Preset, base: BaseModel, folder: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Return a saved adapter on its base, loaded as the preset wants it, and the tokenizer beside the adapter.
+
+    Args:
+        preset: How the base is held.
+        base: Where the base is, whose tokenizer is taken where the adapter has none.
+        folder: The adapter.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    own = (folder / "tokenizer_config.json").is_file()
+    source = {"pretrained_model_name_or_path": str(folder)} if own else {
+        "pretrained_model_name_or_path": base.path, "revision": base.revision
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
+    return PeftModel.from_pretrained(model, str(folder)), tokenizer

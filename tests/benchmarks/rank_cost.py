@@ -142,7 +142,7 @@ def event_report() -> str:
     bases = find_bases(layers, moments, "whitened")
     seconds["find_bases"] = now("cpu") - began
     began = now("cpu")
-    worth = {name: (basis.values.square() / 2).tolist() for name, basis in bases.items()}
+    worth = {name: basis.worths for name, basis in bases.items()}
     ranks = allocate_ranks(worth, costs, RANK * sum(costs.values()))
     seconds["allocate_ranks"] = now("cpu") - began
     began = now("cpu")

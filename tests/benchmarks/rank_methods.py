@@ -215,7 +215,7 @@ def truncate(job: Job, criterion: Criterion) -> Trained:
     layers = lora_layers(trained.model, "default")
     moments = watched(job, trained.model) if criterion != "svd" else {}
     bases = find_bases(layers, moments, criterion)
-    worth = {name: (basis.values.square() / 2).tolist() for name, basis in bases.items()}
+    worth = {name: basis.worths for name, basis in bases.items()}
     ranks = allocate_ranks(worth, job.costs, job.cell.budget)
     change_ranks_(trained.model, layers, bases, ranks, torch.optim.SGD([torch.zeros(1)]))
     trained.ranks, trained.extra_seconds = ranks, time.perf_counter() - began

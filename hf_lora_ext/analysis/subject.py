@@ -1,0 +1,129 @@
+"""What a trained adapter is measured with: its base, held-out rows and training rows, as its run recorded them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cards.facts import Facts, read_facts
+from ..choices.methods import Method
+from ..data.examples import Examples, load_examples
+from ..errors import AdapterError, ConfigError
+from ..models.base_models import find_base_model
+from ..runs.recipe import DataChoice, Recipe, load_recipe
+from ..runs.run_folder import RECIPE_FILE
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Subject", "find_subject"]
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An adapter in a folder, with what is known of its run."""
+
+    folder: Path
+    """The adapter."""
+    base: str
+    """The base model: a folder or a Hub id."""
+    revision: str | None
+    """Its revision on the Hub."""
+    method: Method
+    """How the base is held: a preset's method."""
+    held_out: Iterable[Row] | None
+    """Rows to measure on, where they are known."""
+    training: Iterable[Row] | None
+    """Rows that it was trained on, where they are known."""
+    max_length: int | None
+    """Tokens of a row that it was trained on."""
+    assistant_only: bool | None
+    """Whether of messages only the assistant's turns counted; None where that is not known."""
+
+    def load_(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+        """Load the adapted model, as its run held it, and the tokenizer.
+
+        Raises:
+            ConfigError: If the base cannot be found.
+        """
+        from ..presets.preset import preset
+        from ..runs.training import load_adapted
+
+        base = find_base_model(self.base, self.revision)
+        return load_adapted(preset(base.path, method=self.method), base, self.folder)
+
+
+def find_subject(
+    adapter: str | Path,
+    *,
+    base: str | None = None,
+    data: str | None = None,
+    calibration: str | None = None,
+    max_length: int | None = None,
+) -> Subject:
+    """Return what is known of an adapter; nothing is loaded but rows of text.
+
+    A folder of `hf-lora train` says it all in its `recipe.yaml` and `facts.json`; what is given wins.
+
+    Args:
+        adapter: The folder.
+        base: The base model, else the one of the run, or of `adapter_config.json`.
+        data: Rows to measure on, as a recipe's `data.source`; else those that the run held out.
+        calibration: Rows that it was trained on, likewise; else the run's.
+        max_length: Tokens of a row to keep; else as in the run.
+
+    Raises:
+        ConfigError: If rows cannot be read, or are others than in the run.
+        AdapterError: If there is no adapter in the folder, or it names no base.
+    """
+    folder = Path(adapter)
+    config = _config(folder)
+    recipe = load_recipe(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
+    facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
+    own = _own_examples(folder, recipe, facts) if recipe and not (data and calibration) else None
+    given = facts.hyperparameters if facts else {}
+    named = base or (recipe.model if recipe else config.get("base_model_name_or_path"))
+    if not named:
+        raise AdapterError(f"{folder} does not say which model it adapts; name it with base= (--base)")
+    return Subject(
+        folder=folder,
+        base=str(named),
+        revision=recipe.revision if recipe and not base else None,
+        method=recipe.method if recipe else "lora",
+        held_out=_rows(data) if data else own.held_out if own else None,
+        training=_rows(calibration) if calibration else own.train if own else None,
+        max_length=max_length or given.get("max_length"),
+        assistant_only=given.get("assistant_only_loss"),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    from ..adapters.stored_adapter import read_config
+
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise AdapterError(f"{folder} holds no adapter_config.json; give the folder of a trained adapter")
+    return read_config(file)
+
+
+def _rows(source: str) -> Iterable[Row]:
+    """Return all rows of a source, checked."""
+    rows: Iterable[Row] = load_examples(DataChoice(source=source, eval_source=source)).held_out
+    return rows
+
+
+def _own_examples(folder: Path, recipe: Recipe, facts: Facts | None) -> Examples:
+    """Return the run's examples, after a look at whether they still are those that it was trained on."""
+    found = load_examples(recipe.data)
+    known = facts.data if facts else None
+    if known and (known.fingerprint, known.eval_fingerprint) != (found.facts.fingerprint, found.facts.eval_fingerprint):
+        raise ConfigError(
+            f"the examples of {recipe.data.source} are not those that {folder} was trained on, so held-out ones may "
+            "have been trained on; restore them, or give rows to measure on (--data) and training rows (--calibration)"
+        )
+    return found
