@@ -1,11 +1,12 @@
 """YAML without its traps: no repeated keys, no objects, and `1e-4` is a number, as YAML 1.2 has it."""
 
 import re
+from pathlib import Path
 from typing import Any, Final
 
 from .errors import ConfigError
 
-__all__ = ["dump_yaml", "read_yaml"]
+__all__ = ["dump_yaml", "kind_of", "read_mapping", "read_yaml"]
 
 _EXPONENT: Final = (
     "tag:yaml.org,2002:float",
@@ -54,6 +55,36 @@ def read_yaml(text: str, where: str) -> Any:
         line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
         raise ConfigError(f"{where} is not valid YAML{line}: {reason}") from error
+
+
+def read_mapping(path: str | Path, what: str, example: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Args:
+        path: The file.
+        what: What it is, for error messages: "recipe".
+        example: A file of that kind, for hints.
+
+    Raises:
+        ConfigError: If there is no such file, it is not text or no YAML, or it holds anything but a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        kind = "a folder" if file.is_dir() else "no such file"
+        raise ConfigError(f"{what} {path}: {kind}; give a .yaml file, e.g. {example}")
+    try:
+        raw = read_yaml(file.read_text(encoding="utf8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{what} {path} holds {kind_of(raw)}, needed a mapping of keys; start from {example}")
+    return raw
+
+
+def kind_of(value: Any) -> str:
+    """Return what a YAML value is, in words."""
+    names = {list: "a list", str: "text", type(None): "nothing", dict: "a mapping"}
+    return names.get(type(value), f"{value!r}")
 
 
 def dump_yaml(value: Any) -> str:

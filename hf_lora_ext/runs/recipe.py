@@ -16,7 +16,7 @@ from ..choices.methods import INITS, METHODS, Method, check_features
 from ..choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
 from ..choices.wishes import LoraWishes, check_wishes, wish_features
 from ..errors import ConfigError
-from ..strict_yaml import dump_yaml, read_yaml
+from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
 from .recipe_rules import (
     FRACTION,
     FROM_0,
@@ -335,18 +335,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: If the file is missing or is not YAML, or the recipe has problems; all of them are named.
     """
-    file = Path(path)
-    if not file.is_file():
-        kind = "a folder" if file.is_dir() else "no such file"
-        raise ConfigError(f"recipe {path}: {kind}; give a .yaml file, e.g. recipes/quickstart.yaml")
-    try:
-        raw = read_yaml(file.read_text(encoding="utf8"), str(path))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"recipe {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"recipe {path} holds {_kind(raw)}, needed a mapping of keys; start from recipes/quickstart.yaml"
-        )
+    raw = read_mapping(path, "recipe", "recipes/quickstart.yaml")
     return parse_recipe(apply_overrides(raw, overrides), f"recipe {path}")
 
 
@@ -366,7 +355,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         for parent in parents:
             child = level[parent] = {} if level.get(parent) is None else level[parent]
             if not isinstance(child, dict):
-                raise ConfigError(f"override {override!r}: {parent} holds {_kind(child)}, so it has no key {last!r}")
+                raise ConfigError(f"override {override!r}: {parent} holds {kind_of(child)}, so it has no key {last!r}")
             level = child
         level[last] = read_yaml(text, f"override {override!r}")
     return result
@@ -381,8 +370,3 @@ def dump_recipe(recipe: Recipe) -> str:
     if recipe.data.eval_source:
         plain["data"].pop("eval_fraction")
     return dump_yaml({key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()})
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "text", type(None): "nothing", dict: "a mapping"}
-    return names.get(type(value), f"{value!r}")

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from ..errors import ConfigError, nearest
 from ..runs.recipe import TRAINING_RULES, Recipe, apply_overrides, parse_recipe, validate
 from ..runs.recipe_rules import FROM_1, POSITIVE, SWITCH, TEXT, Rule, find_problems, is_number, is_whole, one_of
-from ..strict_yaml import dump_yaml, read_yaml
+from ..strict_yaml import dump_yaml, read_mapping
 from .space import Choices, Point, Range, Space, ends, grid, grid_size, spoken
 
 __all__ = ["Strategy", "Sweep", "dump_sweep", "full_recipe", "load_sweep", "parse_sweep", "recipe_at", "validate_sweep"]
@@ -257,23 +257,10 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         ConfigError: If a file is missing or is not YAML, or the sweep has problems; all of them are named.
     """
-    raw = _read_mapping(Path(path), "sweep", "recipes/sweep_rank.yaml")
+    raw = read_mapping(path, "sweep", "recipes/sweep_rank.yaml")
     if isinstance(base := raw.get("base"), str) and base.strip():
-        raw = raw | {"base": _read_mapping(Path(path).parent / base, "base recipe", "recipes/quickstart.yaml")}
+        raw = raw | {"base": read_mapping(Path(path).parent / base, "base recipe", "recipes/quickstart.yaml")}
     return parse_sweep(apply_overrides(raw, overrides), f"sweep {path}")
-
-
-def _read_mapping(file: Path, what: str, example: str) -> dict[str, Any]:
-    if not file.is_file():
-        kind = "a folder" if file.is_dir() else "no such file"
-        raise ConfigError(f"{what} {file}: {kind}; give a .yaml file, e.g. {example}")
-    try:
-        raw = read_yaml(file.read_text(encoding="utf8"), str(file))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{what} {file} holds no mapping of keys; start from {example}")
-    return raw
 
 
 def dump_sweep(sweep: Sweep) -> str:
