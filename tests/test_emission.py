@@ -16,7 +16,7 @@ from hf_lora_ext.choices.methods import INITS, METHODS
 from hf_lora_ext.presets.arguments import callback_arguments
 from hf_lora_ext.runs.emission import python_script, recipe_yaml
 from hf_lora_ext.runs.recipe import load_recipe, parse_recipe
-from hf_lora_ext.runs.runner import _preset_for
+from hf_lora_ext.runs.runner import preset_for
 from hf_lora_ext.strict_yaml import read_yaml
 
 INITIALISATIONS = [name for name, facts in INITS.items() if not facts.refusal]
@@ -141,7 +141,7 @@ def test_a_recipe_gives_the_same_preset(name, tiny_model: Path, tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(write(recipe_yaml, p), encoding="utf8")
     recipe = load_recipe(file)
-    again = _preset_for(recipe, base_of(tiny_model), examples=100)
+    again = preset_for(recipe, base_of(tiny_model), examples=100)
     assert again.peft_config.to_dict() == p.peft_config.to_dict()
     assert again.sft_config("out", **recipe.training).to_dict() == p.sft_config("out").to_dict()
     decided = {field.name for field in dataclasses.fields(p)} - {"choices", "warnings"}
@@ -159,7 +159,7 @@ def test_a_recipe_for_gpus_gives_the_same_preset_on_such_gpus(name, tiny_model: 
     p = preset(str(tiny_model), gpu_memory_gib=24, **GPU_CASES[name])
     recipe = parse_recipe(read_yaml(write(recipe_yaml, p), "emitted"))
     monkeypatch.setattr("hf_lora_ext.machine.find_hardware", lambda: p.hardware)
-    again = _preset_for(recipe, base_of(tiny_model), examples=100)
+    again = preset_for(recipe, base_of(tiny_model), examples=100)
     replaced = {"packing", "micro_batch", "accumulation", "choices", "warnings", "found", "memory_gib"}
     decided = {field.name for field in dataclasses.fields(p)} - replaced
     assert {n: getattr(again, n) for n in decided} == {n: getattr(p, n) for n in decided}
