@@ -141,17 +141,11 @@ def test_a_recipe_gives_the_same_preset(name, tiny_model: Path, tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(write(recipe_yaml, p), encoding="utf8")
     recipe = load_recipe(file)
-    again = preset_for(recipe, base_of(tiny_model), examples=100)
+    again = preset_for(recipe, str(tiny_model), examples=100)
     assert again.peft_config.to_dict() == p.peft_config.to_dict()
     assert again.sft_config("out", **recipe.training).to_dict() == p.sft_config("out").to_dict()
     decided = {field.name for field in dataclasses.fields(p)} - {"choices", "warnings"}
     assert {n: getattr(again, n) for n in decided} == {n: getattr(p, n) for n in decided}
-
-
-def base_of(folder: Path):
-    from hf_lora_ext.models.base_models import find_base_model
-
-    return find_base_model(str(folder))
 
 
 @pytest.mark.parametrize("name", GPU_CASES)
@@ -159,7 +153,7 @@ def test_a_recipe_for_gpus_gives_the_same_preset_on_such_gpus(name, tiny_model: 
     p = preset(str(tiny_model), gpu_memory_gib=24, **GPU_CASES[name])
     recipe = parse_recipe(read_yaml(write(recipe_yaml, p), "emitted"))
     monkeypatch.setattr("hf_lora_ext.machine.find_hardware", lambda: p.hardware)
-    again = preset_for(recipe, base_of(tiny_model), examples=100)
+    again = preset_for(recipe, str(tiny_model), examples=100)
     replaced = {"packing", "micro_batch", "accumulation", "choices", "warnings", "found", "memory_gib"}
     decided = {field.name for field in dataclasses.fields(p)} - replaced
     assert {n: getattr(again, n) for n in decided} == {n: getattr(p, n) for n in decided}
