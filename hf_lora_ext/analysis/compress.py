@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,9 +25,6 @@ from .curve import RankCurve, Reading, calibration_examples, chosen_criterion, e
 from .passes import at_rest, watch_examples
 from .subject import Subject, find_subject
 from .truncation import Truncation, TruncationCriterion, truncation
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Compressed", "compress_adapter"]
 
