@@ -17,12 +17,12 @@ VERBS: Final = {
     "plan": "Say what memory a run needs, by component, and what fits.",
     "train": "Train the LoRA adapter that a recipe describes.",
     "sweep": "Try a recipe at many points, and say which is best.",
+    "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
     "curve": "Say what an adapter would lose at every smaller size.",
     "compress": "Write a smaller adapter: the directions that are worth most.",
-    "card": "Write or refresh the model card from a run's facts.",
-    "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
     "export": "Write an adapter in the form that an inference engine loads.",
     "merge": "Write the whole model with an adapter in its weights.",
+    "card": "Write or refresh the model card from a run's facts.",
     "push": "Publish an adapter on the Hub, checked before and verified after.",
     "verify": "Check that an adapter on the Hub is whole and loads.",
     "rollback": "Put an earlier version of an adapter back as a new commit.",
@@ -37,11 +37,11 @@ Examples:
   hf-lora plan 70B --gpu 24 --gpus 2
   hf-lora train recipes/quickstart.yaml
   hf-lora sweep recipes/sweep_rank.yaml --dry-run
+  hf-lora ranks out/quickstart
   hf-lora curve out/quickstart
   hf-lora compress out/quickstart out/half --budget 50%
-  hf-lora card out/quickstart
-  hf-lora ranks out/quickstart
   hf-lora export out/quickstart out/portable --for vllm
+  hf-lora card out/quickstart
   hf-lora push out/quickstart me/docstrings --dry-run
 
 Exit codes: 0 done; 2 something given was wrong, or nothing fits; 130 interrupted; 1 a bug.
