@@ -66,6 +66,12 @@ def test_chance_ends_where_the_space_does():
     assert len(random_points(space, 50, 0)) == 6
 
 
+def test_chance_ends_too_where_a_range_rounds_to_a_few_values():
+    space = {"learning_rate": Range(low=1.0, high=1.012)}
+    assert [point["learning_rate"] for point in random_points(space, 50, 0)] == [1.01, 1.0]
+    assert random_points(space, 1, 0) == random_points(space, 50, 0)[:1]
+
+
 def test_chance_finds_the_ends_of_whole_numbers_as_often_as_the_rest():
     axis = Range(low=1, high=3)
     drawn = [axis.drawn((share + 0.5) / 300) for share in range(300)]

@@ -21,6 +21,8 @@ Point = Mapping[str, Any]
 
 DIGITS: Final = 3
 """Digits that a drawn number keeps: a recipe reads better, and half a percent of a learning rate decides nothing."""
+MOST_MISSES: Final = 10_000
+"""Draws in a row without a new point after which a space counts as drawn empty: a range may have few rounded values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +123,19 @@ def ends(space: Space) -> Iterator[dict[str, Any]]:
 
 
 def random_points(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return distinct points drawn evenly from the space; fewer than `count` where it has fewer.
+    """Return distinct points drawn evenly from the space; fewer than `count` where it has fewer, or no new one is met.
 
     More points begin with the same ones, so a sweep can be made longer.
     """
     sizes = [axis.size for axis in space.values()]
     known = [size for size in sizes if size is not None]
-    wanted = count if len(known) < len(sizes) else min(count, math.prod(known))
-    chance, found = random.Random(seed), dict[str, dict[str, Any]]()
-    while len(found) < wanted:
+    is_counted = len(known) == len(sizes)
+    wanted = min(count, math.prod(known)) if is_counted else count
+    chance, found, misses = random.Random(seed), dict[str, dict[str, Any]](), 0
+    while len(found) < wanted and (is_counted or misses < MOST_MISSES):
         point = {key: axis.drawn(chance.random()) for key, axis in space.items()}
-        found.setdefault(point_key(point), point)
+        misses = misses + 1 if (name := point_key(point)) in found else 0
+        found.setdefault(name, point)
     return list(found.values())
 
 
