@@ -12,7 +12,6 @@ from hf_lora_ext.runs.recipe import (
     _DATA_RULES,
     _PUSH_RULES,
     _RECIPE_RULES,
-    TRAINING_RULES,
     DataChoice,
     PushChoice,
     Recipe,
@@ -101,15 +100,6 @@ def test_every_field_has_a_rule():
     assert set(_RECIPE_RULES) == {field.name for field in fields(Recipe)}
     assert set(_DATA_RULES) == {field.name for field in fields(DataChoice)}
     assert set(_PUSH_RULES) == {field.name for field in fields(PushChoice)}
-
-
-def test_every_training_key_is_a_field_of_trl_s_config():
-    from trl import SFTConfig
-
-    known = {field.name for field in fields(SFTConfig)}
-    # transformers renamed it after 5.22; `training.sft_config` takes either name.
-    renamed = {"activation_checkpointing"} if "gradient_checkpointing" in known else set()
-    assert set(TRAINING_RULES) - renamed <= known
 
 
 def test_all_problems_are_named_at_once():

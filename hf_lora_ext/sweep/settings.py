@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..errors import ConfigError, nearest
-from ..runs.recipe import TRAINING_RULES, Recipe, apply_overrides, parse_recipe, validate
+from ..runs.recipe import Recipe, apply_overrides, parse_recipe, validate
 from ..runs.recipe_rules import FROM_1, POSITIVE, SWITCH, TEXT, Rule, find_problems, is_number, is_whole, one_of
+from ..runs.trainer_kinds import TRAINING_FIELDS
 from ..strict_yaml import dump_yaml, read_mapping
 from .space import Choices, Point, Range, Space, ends, grid, grid_size, spoken
 
@@ -193,7 +194,15 @@ def _axis_problems(key: str, axis: Any, strategy: str) -> list[str]:
 
 
 def _why_not(key: str) -> str:
-    known = {"model", "data", "samples", "push", *(f"training.{name}" for name in TRAINING_RULES)}
+    known = {
+        "model",
+        "data",
+        "samples",
+        "push",
+        "trainer",
+        "rewards",
+        *(f"training.{name}" for name in TRAINING_FIELDS),
+    }
     if key in known or key.startswith(("data.", "push.")):
         return "trials that differ in it cannot be compared by their held-out loss; set it in base or fixed"
     if key in ("seed", "output_dir"):

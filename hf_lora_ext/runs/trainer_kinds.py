@@ -1,0 +1,291 @@
+"""The trainers that a recipe can name: what each takes, what may be set, what it measures, what does not go with it.
+
+Pure, and the one place for it. What excludes a trainer otherwise (`trainer dpo` and `init pissa`) is a row of
+`choices.methods.CONFLICTS`, where all refusals of combinations are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+from ..data.forms import TEXT_FORMS
+from .recipe_rules import (
+    FROM_0,
+    FROM_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SWITCH,
+    TEXT,
+    Rule,
+    find_problems,
+    is_names,
+    is_number,
+    is_whole,
+    one_of,
+)
+from .rewards import reward_problems
+
+__all__ = [
+    "COMMON_FIELDS",
+    "TRAINERS",
+    "TRAINER_KINDS",
+    "TRAINING_FIELDS",
+    "Trainer",
+    "TrainerKind",
+    "trainer_problems",
+]
+
+Trainer = Literal["sft", "dpo", "kto", "reward", "grpo", "rloo", "classification", "seq2seq"]
+TRAINERS: Final[tuple[Trainer, ...]] = get_args(Trainer)
+
+COMMON_FIELDS: Final[Mapping[str, Rule]] = {
+    "activation_checkpointing": SWITCH,
+    "bf16": SWITCH,
+    "dataloader_num_workers": FROM_0,
+    "eval_steps": FROM_1,
+    "fp16": SWITCH,
+    "gradient_accumulation_steps": FROM_1,
+    "learning_rate": POSITIVE,
+    "logging_steps": FROM_1,
+    "lr_scheduler_type": TEXT,
+    "max_grad_norm": NOT_NEGATIVE,
+    "max_steps": FROM_1,
+    "neftune_noise_alpha": POSITIVE,
+    "num_train_epochs": POSITIVE,
+    "optim": TEXT,
+    "per_device_eval_batch_size": FROM_1,
+    "per_device_train_batch_size": FROM_1,
+    "save_steps": FROM_1,
+    "save_total_limit": FROM_1,
+    "use_cpu": SWITCH,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+}
+"""Fields of transformers' TrainingArguments that a recipe may set under every trainer."""
+_SHARE: Final = Rule(lambda v: is_number(v, 0, 1.0000001), "a number from 0 to 1")
+_PAIR_SIZE: Final = Rule(lambda v: is_whole(v, 2), "a whole number from 2")
+_LOSSES: Final = Rule(lambda v: (isinstance(v, str) and bool(v)) or is_names(v), "a loss of TRL, or a list of them")
+_NUMBERS: Final = Rule(
+    lambda v: isinstance(v, (list, tuple)) and bool(v) and all(is_number(x, 0) for x in v), "a list of numbers from 0"
+)
+_SAMPLED: Final[Mapping[str, Rule]] = {
+    "beta": NOT_NEGATIVE,
+    "disable_dropout": SWITCH,
+    "epsilon": POSITIVE,
+    "epsilon_high": POSITIVE,
+    "mask_truncated_completions": SWITCH,
+    "max_completion_length": FROM_1,
+    "min_p": _SHARE,
+    "num_generations": _PAIR_SIZE,
+    "num_generations_eval": FROM_1,
+    "num_iterations": FROM_1,
+    "repetition_penalty": POSITIVE,
+    "steps_per_generation": FROM_1,
+    "temperature": POSITIVE,
+    "top_k": FROM_0,
+    "top_p": _SHARE,
+}
+"""Fields of TRL's two trainers that learn from their own completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerKind:
+    """What a trainer is, independent of model and data."""
+
+    trainer: str
+    """Class of trl, or of transformers where `is_trl` is false."""
+    config: str
+    """Class of its configuration, likewise."""
+    is_trl: bool = True
+    """Which of the two libraries has both."""
+    model: str = "AutoModelForCausalLM"
+    """Class of transformers that loads its base."""
+    task_type: str = "CAUSAL_LM"
+    """What peft calls it."""
+    forms: tuple[str, ...]
+    """Names in `data.forms.FORMS`, in the order in which they are looked for."""
+    fields: Mapping[str, Rule]
+    """Fields of its configuration that a recipe may set beside the common ones, by the names that the library gives."""
+    learning_rate: float | None = None
+    """Peak rate of a plain LoRA; None for the preset's, which is SFT's."""
+    source: str = ""
+    """Where that rate is from."""
+    rows: int = 1
+    """Sequences that pass the model for one example, which share the memory that a preset plans for one."""
+    measured: tuple[str, ...] = ("loss",)
+    """What an evaluation is told by, most telling first, by the names that the trainer logs."""
+    untold: tuple[str, ...] = ()
+    """What it logs of an evaluation and says nothing of the adapter."""
+    answers: bool = False
+    """Whether held-out prompts can be answered by the base and by the adapter."""
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether a recipe names rewards for it."""
+        return self.forms == ("prompt-only",)
+
+    def fitted_rate(self, rate: float, plain: float) -> float:
+        """Return the peak learning rate for a method and size.
+
+        Args:
+            rate: What SFT takes for them.
+            plain: What SFT takes for a plain LoRA, of which `learning_rate` is the counterpart.
+        """
+        return rate if self.learning_rate is None else float(f"{rate * self.learning_rate / plain:.4g}")
+
+
+_TEN_TIMES: Final = "ten times that of full fine-tuning (LoRA Without Regret, Thinking Machines 2025)"
+_PREFERENCE_FORMS: Final = ("preference", "implicit preference")
+TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
+    "sft": TrainerKind(
+        trainer="SFTTrainer",
+        config="SFTConfig",
+        forms=TEXT_FORMS,
+        fields={"assistant_only_loss": SWITCH, "completion_only_loss": SWITCH, "max_length": FROM_1, "packing": SWITCH},
+        answers=True,
+    ),
+    "dpo": TrainerKind(
+        trainer="DPOTrainer",
+        config="DPOConfig",
+        forms=_PREFERENCE_FORMS,
+        fields={
+            "beta": POSITIVE,
+            "disable_dropout": SWITCH,
+            "label_smoothing": _SHARE,
+            "ld_alpha": _SHARE,
+            "loss_type": _LOSSES,
+            "loss_weights": _NUMBERS,
+            "max_length": FROM_1,
+            "precompute_ref_log_probs": SWITCH,
+            "use_weighting": SWITCH,
+        },
+        learning_rate=5e-6,
+        source=f"trl/scripts/dpo.py, with LoRA: {_TEN_TIMES}",
+        rows=2,
+        measured=("rewards/accuracies", "rewards/margins", "loss"),
+        answers=True,
+    ),
+    "kto": TrainerKind(
+        trainer="KTOTrainer",
+        config="KTOConfig",
+        forms=("unpaired preference", "preference"),
+        fields={
+            "beta": POSITIVE,
+            "desirable_weight": NOT_NEGATIVE,
+            "disable_dropout": SWITCH,
+            "loss_type": one_of("kto", "apo_zero_unpaired"),
+            "max_length": FROM_1,
+            "per_device_train_batch_size": _PAIR_SIZE,  # its KL term pairs a prompt with its neighbour's completion
+            "precompute_ref_log_probs": SWITCH,
+            "undesirable_weight": NOT_NEGATIVE,
+        },
+        learning_rate=5e-6,
+        source=f"5e-7 in trl/scripts/kto.py; {_TEN_TIMES}",
+        measured=("rewards/margins", "loss"),
+        answers=True,
+    ),
+    "reward": TrainerKind(
+        trainer="RewardTrainer",
+        config="RewardConfig",
+        model="AutoModelForSequenceClassification",
+        task_type="SEQ_CLS",
+        forms=_PREFERENCE_FORMS,
+        fields={"center_rewards_coefficient": NOT_NEGATIVE, "disable_dropout": SWITCH, "max_length": FROM_1},
+        learning_rate=1e-4,
+        source=f"TRL's RewardConfig, and its LoRA example: {_TEN_TIMES}",
+        rows=2,
+        measured=("accuracy", "margin", "loss"),
+    ),
+    "grpo": TrainerKind(
+        trainer="GRPOTrainer",
+        config="GRPOConfig",
+        forms=("prompt-only",),
+        fields={
+            **_SAMPLED,
+            "importance_sampling_level": one_of("token", "sequence"),
+            "loss_type": TEXT,
+            "scale_rewards": one_of("group", "batch", "none"),
+        },
+        learning_rate=1e-5,
+        source=f"1e-6 in TRL's GRPOConfig; {_TEN_TIMES}",
+        measured=("reward",),
+        untold=("loss",),
+        answers=True,
+    ),
+    "rloo": TrainerKind(
+        trainer="RLOOTrainer",
+        config="RLOOConfig",
+        forms=("prompt-only",),
+        fields={**_SAMPLED, "normalize_advantages": SWITCH},
+        learning_rate=1e-5,
+        source=f"1e-6 in TRL's RLOOConfig; {_TEN_TIMES}",
+        measured=("reward",),
+        untold=("loss",),
+        answers=True,
+    ),
+    "classification": TrainerKind(
+        trainer="Trainer",
+        config="TrainingArguments",
+        is_trl=False,
+        model="AutoModelForSequenceClassification",
+        task_type="SEQ_CLS",
+        forms=("labelled text",),
+        fields={"label_smoothing_factor": _SHARE, "max_length": FROM_1},
+        measured=("accuracy", "loss"),
+    ),
+    "seq2seq": TrainerKind(
+        trainer="Seq2SeqTrainer",
+        config="Seq2SeqTrainingArguments",
+        is_trl=False,
+        model="AutoModelForSeq2SeqLM",
+        task_type="SEQ_2_SEQ_LM",
+        forms=("prompt-completion",),
+        fields={"label_smoothing_factor": _SHARE, "max_length": FROM_1},
+        answers=True,
+    ),
+}
+"""Name in a recipe → what it is."""
+TRAINING_FIELDS: Final = frozenset(COMMON_FIELDS).union(*(kind.fields for kind in TRAINER_KINDS.values()))
+"""Every field that a recipe may set under some trainer."""
+
+
+def trainer_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a raw recipe's training section, rewards and columns under its trainer."""
+    name = raw.get("trainer", "sft")
+    if name not in TRAINER_KINDS:
+        return []  # the rule for `trainer` says so, and nothing else can be told
+    return _field_problems(raw.get("training"), name) + _reward_problems(raw.get("rewards"), name)
+
+
+def _field_problems(training: Any, name: Trainer) -> list[str]:
+    if not isinstance(training, Mapping):
+        return []
+    rules = {**COMMON_FIELDS, **TRAINER_KINDS[name].fields}
+    elsewhere = {key: _takers(key) for key in training if key in TRAINING_FIELDS - rules.keys()}
+    found = [
+        f"training.{key}: is for trainer {', '.join(takers)}, not {name}; leave it out"
+        for key, takers in elsewhere.items()
+    ]
+    own = {key: value for key, value in training.items() if key not in elsewhere}
+    found += find_problems(own, rules, prefix="training.")
+    if {"max_steps", "num_train_epochs"} <= set(training):
+        found.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
+    if training.get("bf16") and training.get("fp16"):
+        found.append("training.bf16 and training.fp16 exclude each other; remove one")
+    return found
+
+
+def _takers(key: str) -> list[str]:
+    return [name for name, kind in TRAINER_KINDS.items() if key in kind.fields]
+
+
+def _reward_problems(rewards: Any, name: Trainer) -> list[str]:
+    wants = TRAINER_KINDS[name].has_rewards
+    if not wants:
+        takers = ", ".join(other for other, kind in TRAINER_KINDS.items() if kind.has_rewards)
+        return [f"rewards: are for trainer {takers}, not {name}; leave them out"] if rewards is not None else []
+    if rewards is None:
+        return [f"rewards: missing; trainer {name} needed a list, e.g. [{{reward: length, characters: 60}}]"]
+    return reward_problems(rewards) if isinstance(rewards, (list, tuple)) else []
