@@ -52,7 +52,7 @@ class Subject:
             ConfigError: If the base cannot be found.
         """
         from ..presets.preset import preset
-        from ..runs.training import load_adapted
+        from ..runs.building import load_adapted
 
         base = find_base_model(self.base, self.revision)
         return load_adapted(preset(base.path, method=self.method), base, self.folder)

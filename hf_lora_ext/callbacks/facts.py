@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from ..data.examples import describe_dataset
 from ..errors import ConfigError, ResumeError
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 from ..plots import plot_loss
+from ..runs.trainer_kinds import TRAINER_KINDS
 from .own_card import OwnCard
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class FactsCallback(TrainerCallback):
         data: Facts of the data, where they are known already; then `dataset` is not needed.
         base_model: Facts of the base model, where more is known than the loaded model tells.
         recipe: The recipe as YAML text.
+        method: What the trainer does, where it is not one of trl's, which tell it themselves.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class FactsCallback(TrainerCallback):
         data: DataFacts | None = None,
         base_model: BaseModelFacts | None = None,
         recipe: str | None = None,
+        method: str | None = None,
     ) -> None:
         if data is None and dataset is not None:
             data = describe_dataset(dataset, eval_dataset, name)
@@ -81,6 +85,7 @@ class FactsCallback(TrainerCallback):
         self.path = None if path is None else Path(path)
         self.base_model = base_model
         self.recipe = recipe
+        self.method = method
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -142,7 +147,7 @@ class FactsCallback(TrainerCallback):
         clean = self._clean(args, state, model, path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         if clean.loss_history:
-            plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean))
+            plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean), curve_label(clean))
         clean = replace(clean, pictures=pictures_beside(path.parent, clean))
         write_text_atomically(path, clean.to_json())
 
@@ -151,11 +156,14 @@ class FactsCallback(TrainerCallback):
         return Facts.from_dict(redact(self._gather(args, state, model).to_dict(), private_folders(folder)))
 
     def _gather(self, args: TrainingArguments, state: TrainerState, model: Any) -> Facts:
-        history = loss_history(state.log_history)
+        method = training_method(args) or self.method
+        kind = TRAINER_KINDS.get(method or "")
+        untold = kind.untold if kind else ()
+        history = loss_history(state.log_history, "reward" if "loss" in untold else "loss")
         file = self.path or Path(args.output_dir) / FACTS_FILE
         run = {
             "started": self.started_,
-            "method": training_method(args),
+            "method": method,
             "train_seconds": round(self._train_seconds(), 1),
             "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "steps": state.global_step,
@@ -174,7 +182,7 @@ class FactsCallback(TrainerCallback):
             quantization=describe_quantization(model),
             run={key: value for key, value in run.items() if value is not None},
             loss_history=history,
-            evaluation=_evaluation(state.log_history),
+            evaluation=_evaluation(state.log_history, untold),
             environment={"versions": software_versions(), "hardware": describe_hardware()},
             recipe=self.recipe,
             stated=_stated_in(file),
@@ -193,11 +201,16 @@ def _stated_in(file: Path) -> StatedFacts | None:
         return None
 
 
-def loss_history(log: list[dict[str, Any]]) -> tuple[dict[str, float], ...]:
-    """Return the losses in a trainer's log, one row per step and kind; a repeated row counts once, the later."""
+def loss_history(log: list[dict[str, Any]], name: str = "loss") -> tuple[dict[str, float], ...]:
+    """Return the losses in a trainer's log, one row per step and kind; a repeated row counts once, the later.
+
+    Args:
+        log: The log.
+        name: `reward` for what learns from rewards, whose loss says nothing.
+    """
     rows: dict[tuple[float, str], dict[str, float]] = {}
     for entry in log:
-        for key in ("loss", "eval_loss"):
+        for key in (name, f"eval_{name}"):
             if key in entry:
                 rows[entry["step"], key] = {"step": entry["step"], key: round(float(entry[key]), 6)}
     return tuple(rows[key] for key in sorted(rows))
@@ -218,7 +231,9 @@ def label_names(model: Any) -> dict[str, list[str]]:
     """Return the labels that a classifier tells apart, in the order of its outputs; nothing for another model."""
     labels = getattr(model.config, "id2label", None)
     classifies = model.peft_config[model.active_adapter].task_type in {"SEQ_CLS", "TOKEN_CLS"}
-    return {"labels": [str(labels[index]) for index in sorted(labels)]} if labels and classifies else {}
+    if not labels or not classifies or len(labels) < 2:  # a reward model has one output, and no label
+        return {}
+    return {"labels": [str(labels[index]) for index in sorted(labels)]}
 
 
 def loss_title(facts: Facts) -> str:
@@ -229,6 +244,12 @@ def loss_title(facts: Facts) -> str:
     return f"{base}{rank}{f', {facts.data.name}' if facts.data else ''}"
 
 
+def curve_label(facts: Facts) -> str:
+    """Return what the loss curve shows, with its unit where the method says which it is."""
+    kind = TRAINER_KINDS.get(str(facts.run.get("method")))
+    return kind.curve if kind else "loss"
+
+
 def pictures_beside(folder: Path, facts: Facts) -> tuple[str, ...]:
     """Return the names of the run's pictures in a folder; one of ranks only where ranks differ."""
     wanted = ([LOSS_PICTURE] if facts.loss_history else []) + ([RANK_PICTURE] if "ranks" in facts.adapter else [])
@@ -236,26 +257,30 @@ def pictures_beside(folder: Path, facts: Facts) -> tuple[str, ...]:
 
 
 _METRIC_NAMES: Final = {"mean_token_accuracy": "token accuracy"}
-_NOT_METRICS: Final = ("runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time")
+_NOT_METRICS: Final = (
+    *("*_per_second", "runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time"),
+    *("logits/*", "logps/*", "clip_ratio/*", "sampling/*", "frac_reward_zero_std", "*/std", "min_reward", "max_reward"),
+    *("completions/min_*", "completions/max_*", "completions/mean_terminated_length"),
+)
 """What trainers log of an evaluation beside its metrics: time, and what no reader compares adapters by."""
 
 
-def _evaluation(log: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _evaluation(log: list[dict[str, Any]], untold: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Return the held-out metrics at step 0, where the adapter is still the base, and at the last evaluation."""
     evaluated = [entry for entry in log if "eval_loss" in entry]
     if not evaluated:
         return {}
     measured = {"adapter": evaluated[-1]} | ({"base": evaluated[0]} if evaluated[0]["step"] == 0 else {})
-    return {who: _metrics(entry) for who, entry in measured.items()}
+    return {who: _metrics(entry, untold) for who, entry in measured.items()}
 
 
-def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(entry: Mapping[str, Any], untold: Sequence[str]) -> dict[str, float]:
     """Return the metrics in a row of the trainer's log: the loss, and what `compute_metrics` or trl measured."""
     named = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
     return {
         _METRIC_NAMES.get(name, name): round(float(value), 6)
         for name, value in named.items()
-        if isinstance(value, (int, float)) and name not in _NOT_METRICS and not name.endswith("_per_second")
+        if isinstance(value, (int, float)) and not any(fnmatchcase(name, part) for part in (*_NOT_METRICS, *untold))
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -15,14 +15,18 @@ __all__ = ["ProgressLines"]
 
 
 class ProgressLines(TrainerCallback):
-    """Say step, loss, speed and time left at each log, and the held-out loss at each evaluation.
+    """Say step, loss, speed and time left at each log, and what was measured at each evaluation.
 
     Args:
         say: Takes one line of text.
+        measured: Names of what an evaluation is told by, as the trainer logs them; where the loss is not one of them,
+            the first stands in its place at each log too.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], measured: Sequence[str] = ("loss",)) -> None:
         self.say = say
+        self.measured = measured
+        self.followed = "loss" if "loss" in measured else measured[0]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -41,23 +45,24 @@ class ProgressLines(TrainerCallback):
             self.evaluation_clock_ = time.monotonic()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say the held-out loss."""
+        """Say what was measured on held-out examples."""
         if self.evaluation_clock_ is not None:
             self.evaluating_seconds_ += time.monotonic() - self.evaluation_clock_
             self.evaluation_clock_ = None
         metrics = kwargs.get("metrics") or {}
-        if state.is_world_process_zero and "eval_loss" in metrics:
-            self.say(f"  step {state.global_step:>5}/{state.max_steps}  held-out loss {metrics['eval_loss']:.3f}")
+        told = ", ".join(f"{name} {metrics[key]:.3f}" for name in self.measured if (key := f"eval_{name}") in metrics)
+        if state.is_world_process_zero and told:
+            self.say(f"  step {state.global_step:>5}/{state.max_steps}  held-out {told}")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say the training loss, the speed and the time left."""
         logs = kwargs.get("logs") or {}
-        if not state.is_world_process_zero or "loss" not in logs:
+        if not state.is_world_process_zero or self.followed not in logs:
             return
         done = state.global_step - self.first_step_
         seconds_per_step = (time.monotonic() - self.clock_ - self.evaluating_seconds_) / max(done, 1)
         left = seconds_per_step * (state.max_steps - state.global_step)
         self.say(
-            f"  step {state.global_step:>5}/{state.max_steps}  loss {float(logs['loss']):.3f}"
+            f"  step {state.global_step:>5}/{state.max_steps}  {self.followed} {float(logs[self.followed]):.3f}"
             f"  {seconds_per_step:.2f} s/step  {int(left // 60)}:{int(left % 60):02d} left"
         )

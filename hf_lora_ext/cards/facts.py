@@ -62,7 +62,7 @@ class DataFacts:
     name: str
     """Name of the source: Hub id, built-in name, or file name."""
     form: str
-    """`prompt-completion`, `messages` or `text`; `tokenised` where only token columns were seen."""
+    """A name in `data.forms.FORMS`; `tokenised` where only token columns were seen."""
     train_examples: int
     """Examples trained on."""
     fingerprint: str
@@ -122,7 +122,7 @@ class Facts:
     run: Mapping[str, Any] = field(default_factory=dict)
     """Start (UTC), method, steps, tokens, seconds, peak memory in GiB, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
-    """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
+    """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
     samples: Sequence[Sample] = ()

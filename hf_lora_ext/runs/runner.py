@@ -21,12 +21,14 @@ from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.configuration import Preset
 from ..presets.preset import preset
+from .building import check_model
 from .recipe import PushChoice, Recipe, dump_recipe
+from .rewards import reward_columns
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from .trainer_kinds import trainer_kind
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
+    from transformers import Trainer, TrainerCallback
 
     from ..push.plan import PushResult
 
@@ -72,15 +74,18 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
         )
     if recipe.push is not None:
         _check_push(recipe.push, say)
+    kind = trainer_kind(recipe.trainer)
     say(f"data     {recipe.data.source}")
-    examples = load_examples(recipe.data)
+    examples = load_examples(recipe.data, kind.forms, reward_columns(recipe.rewards or ()))
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = find_base_model(recipe.model, recipe.revision)
     chosen = preset_for(recipe, base.path, len(examples.train))
+    check_model(recipe.trainer, chosen.shape)
     if base.facts.note:
         say(f"         {base.facts.note}")
+    say(f"trainer  {kind.trainer}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
     with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
         return _train(recipe, folder, examples, base, chosen, say, callbacks)
@@ -134,17 +139,19 @@ def _train(
     from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
 
     checkpoint = last_whole_checkpoint(folder.checkpoints)
-    args = chosen.sft_config(str(folder.checkpoints), **trainer_settings(recipe, resuming=checkpoint is not None))
+    settings = trainer_settings(recipe, resuming=checkpoint is not None)
+    args = chosen.training_config(recipe.trainer, str(folder.checkpoints), **settings)
     gather = FactsCallback(
         path=folder.facts,
         data=examples.facts,
         base_model=_sized(base, chosen),
         recipe=_portable_recipe(recipe),
+        method=recipe.trainer,
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
-    assistant_only = recipe.training.get("assistant_only_loss")
-    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say), *more]
-    trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
+    lines = ProgressLines(say, trainer_kind(recipe.trainer).measured)
+    callbacks = [EvaluateAtEnd(), gather, lines, *_pushing(recipe.push, say), *more]
+    trainer = _build(recipe, chosen, base, examples, args, callbacks)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -193,7 +200,7 @@ def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
 
 
 def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
-    """Return SFTConfig fields: evaluate at the start, at regular steps and at the end; keep two checkpoints."""
+    """Return fields of the trainer's configuration: evaluate at the start and regularly; keep two checkpoints."""
     settings: dict[str, Any] = {
         "seed": recipe.seed,
         "report_to": "none",
@@ -206,19 +213,30 @@ def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
         "logging_steps": 10,
     }
     settings |= recipe.training
+    if not trainer_kind(recipe.trainer).is_trl:
+        settings.pop("max_length", None)  # tokens are made here, as long as the preset says
     if settings.get("bf16") or settings.get("fp16"):
         settings = {"bf16": False, "fp16": False} | settings
     return settings
 
 
 def _build(
-    chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any], assistant_only: bool | None
-) -> SFTTrainer:
+    recipe: Recipe, chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any]
+) -> Trainer:
     """Build the trainer, turning peft's and trl's own complaints about the recipe into ours."""
-    from .training import build_trainer
+    from .building import build_trainer
 
     try:
-        return build_trainer(chosen, base, examples, args, callbacks, assistant_only)
+        return build_trainer(
+            chosen,
+            base,
+            examples,
+            args,
+            callbacks,
+            recipe.training.get("assistant_only_loss"),
+            trainer=recipe.trainer,
+            rewards=recipe.rewards or (),
+        )
     except ConfigError:
         raise
     except ValueError as error:
@@ -241,10 +259,10 @@ def _portable_recipe(recipe: Recipe) -> str:
     return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
 
 
-def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
+def _finish(recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from ..adapters.peft_seam import describe_saved, save_adapter
-    from ..callbacks.facts import loss_title, pictures_beside
+    from ..callbacks.facts import curve_label, loss_title, pictures_beside
     from ..plots import plot_loss
     from .evaluation import answer_samples
 
@@ -254,16 +272,16 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     for history in folder.checkpoints.glob("rank_history.*"):
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
-    rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
+    asked = recipe.samples if trainer_kind(recipe.trainer).answers else 0
     facts = replace(
         facts,
-        samples=answer_samples(trainer.model, trainer.processing_class, rows),
+        samples=answer_samples(trainer.model, trainer.processing_class, examples.held_out, asked),
         adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
         evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
     )
     facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
-    plot_loss(facts.loss_history, folder.loss_curve, loss_title(facts))
+    plot_loss(facts.loss_history, folder.loss_curve, loss_title(facts), curve_label(facts))
     facts = replace(facts, pictures=pictures_beside(folder.root, facts))
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from ..choices.run import LORA_RATE
 from ..data.forms import TEXT_FORMS
+from ..errors import ConfigError, nearest
 from .recipe_rules import (
     FROM_0,
     FROM_1,
@@ -116,15 +118,19 @@ class TrainerKind:
     """Sequences that pass the model for one example, which share the memory that a preset plans for one."""
     measured: tuple[str, ...] = ("loss",)
     """What an evaluation is told by, most telling first, by the names that the trainer logs."""
+    curve: str
+    """What its loss curve shows, with the unit."""
     untold: tuple[str, ...] = ()
     """What it logs of an evaluation and says nothing of the adapter."""
+    generations: int | None = None
+    """Completions of a prompt, where it learns from its own: the library's default."""
     answers: bool = False
     """Whether held-out prompts can be answered by the base and by the adapter."""
 
     @property
     def has_rewards(self) -> bool:
         """Whether a recipe names rewards for it."""
-        return self.forms == ("prompt-only",)
+        return self.generations is not None
 
     def fitted_rate(self, rate: float, plain: float) -> float:
         """Return the peak learning rate for a method and size.
@@ -138,10 +144,11 @@ class TrainerKind:
 
 _TEN_TIMES: Final = "ten times that of full fine-tuning (LoRA Without Regret, Thinking Machines 2025)"
 _PREFERENCE_FORMS: Final = ("preference", "implicit preference")
-TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
+TRAINER_KINDS: Final[Mapping[str, TrainerKind]] = {
     "sft": TrainerKind(
         trainer="SFTTrainer",
         config="SFTConfig",
+        curve="loss (nats per supervised token)",
         forms=TEXT_FORMS,
         fields={"assistant_only_loss": SWITCH, "completion_only_loss": SWITCH, "max_length": FROM_1, "packing": SWITCH},
         answers=True,
@@ -149,6 +156,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "dpo": TrainerKind(
         trainer="DPOTrainer",
         config="DPOConfig",
+        curve="loss (nats per pair)",
         forms=_PREFERENCE_FORMS,
         fields={
             "beta": POSITIVE,
@@ -170,6 +178,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "kto": TrainerKind(
         trainer="KTOTrainer",
         config="KTOConfig",
+        curve="loss (0 to 1)",
         forms=("unpaired preference", "preference"),
         fields={
             "beta": POSITIVE,
@@ -189,6 +198,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "reward": TrainerKind(
         trainer="RewardTrainer",
         config="RewardConfig",
+        curve="loss (nats per pair)",
         model="AutoModelForSequenceClassification",
         task_type="SEQ_CLS",
         forms=_PREFERENCE_FORMS,
@@ -201,6 +211,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "grpo": TrainerKind(
         trainer="GRPOTrainer",
         config="GRPOConfig",
+        curve="reward",
         forms=("prompt-only",),
         fields={
             **_SAMPLED,
@@ -210,6 +221,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
         },
         learning_rate=1e-5,
         source=f"1e-6 in TRL's GRPOConfig; {_TEN_TIMES}",
+        generations=8,
         measured=("reward",),
         untold=("loss",),
         answers=True,
@@ -217,10 +229,12 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "rloo": TrainerKind(
         trainer="RLOOTrainer",
         config="RLOOConfig",
+        curve="reward",
         forms=("prompt-only",),
         fields={**_SAMPLED, "normalize_advantages": SWITCH},
         learning_rate=1e-5,
         source=f"1e-6 in TRL's RLOOConfig; {_TEN_TIMES}",
+        generations=2,
         measured=("reward",),
         untold=("loss",),
         answers=True,
@@ -228,6 +242,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "classification": TrainerKind(
         trainer="Trainer",
         config="TrainingArguments",
+        curve="loss (nats per text)",
         is_trl=False,
         model="AutoModelForSequenceClassification",
         task_type="SEQ_CLS",
@@ -238,6 +253,7 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
     "seq2seq": TrainerKind(
         trainer="Seq2SeqTrainer",
         config="Seq2SeqTrainingArguments",
+        curve="loss (nats per token of the answer)",
         is_trl=False,
         model="AutoModelForSeq2SeqLM",
         task_type="SEQ_2_SEQ_LM",
@@ -249,6 +265,39 @@ TRAINER_KINDS: Final[Mapping[Trainer, TrainerKind]] = {
 """Name in a recipe → what it is."""
 TRAINING_FIELDS: Final = frozenset(COMMON_FIELDS).union(*(kind.fields for kind in TRAINER_KINDS.values()))
 """Every field that a recipe may set under some trainer."""
+
+
+def trainer_kind(name: str) -> TrainerKind:
+    """Return what a trainer is, by its name.
+
+    Raises:
+        ConfigError: If the name is not known.
+    """
+    if name not in TRAINER_KINDS:
+        raise ConfigError(f"trainer {name!r} is not known; {nearest(str(name), TRAINERS)}")
+    return TRAINER_KINDS[name]
+
+
+def kind_arguments(name: Trainer, of_sft: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trainer is given in the place of what SFT is given, for the same preset.
+
+    Args:
+        name: The trainer.
+        of_sft: What SFT is given (`presets.arguments.training_arguments`).
+        overrides: What the user fixes.
+    """
+    kind, given = TRAINER_KINDS[name], dict(of_sft)
+    given["learning_rate"] = kind.fitted_rate(given["learning_rate"], LORA_RATE)
+    micro, accumulation = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
+    shared = min(kind.rows, micro)
+    least = 2 if name == "kto" else 1  # its KL term pairs a prompt with its neighbour's completion
+    fitted = max(least, micro // shared)
+    given["per_device_train_batch_size"] = given["per_device_eval_batch_size"] = fitted
+    given["gradient_accumulation_steps"] = max(1, micro * accumulation // fitted)
+    if kind.generations is not None:
+        number = overrides.get("num_generations_eval") or overrides.get("num_generations") or kind.generations
+        given["per_device_eval_batch_size"] = max(1, micro // number) * number  # TRL wants whole groups in a batch
+    return given
 
 
 def trainer_problems(raw: Mapping[str, Any]) -> list[str]:

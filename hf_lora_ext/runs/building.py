@@ -1,0 +1,188 @@
+"""The other half of the seam to TRL: a trainer with base, adapter and examples, and a saved adapter loaded again."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ConfigError
+from .rewards import MODEL, named_rewards
+from .trainer_kinds import TrainerKind, trainer_kind
+from .training import (
+    adapter_config,
+    counts_assistant_only,
+    library_class,
+    method_callbacks,
+    model_kwargs,
+    optimizer_cls_and_kwargs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+    from ..data.examples import Examples
+    from ..models.base_models import BaseModel
+    from ..models.sizes import ModelShape
+    from ..presets.configuration import Preset
+    from .trainer_kinds import Trainer
+
+__all__ = ["build_trainer", "check_model", "load_adapted"]
+
+_BOTH: Final = "AutoModelForSeq2SeqLM"
+
+
+def check_model(trainer: Trainer, shape: ModelShape) -> None:
+    """Raise where a model is no such thing as the trainer trains, before it is loaded.
+
+    Raises:
+        ConfigError: For an encoder-decoder under anything but seq2seq, or anything else under it.
+    """
+    if (shape.counted_as == _BOTH) == (trainer_kind(trainer).model == _BOTH):
+        return
+    found = "an encoder-decoder" if shape.counted_as == _BOTH else "no encoder-decoder"
+    fit = "trainer: seq2seq" if shape.counted_as == _BOTH else "trainer: sft"
+    raise ConfigError(f"trainer {trainer} does not train a {shape.family or 'model'} like this, {found}; use {fit}")
+
+
+def build_trainer(
+    preset: Preset,
+    base: BaseModel,
+    examples: Examples,
+    args: Any,
+    callbacks: Sequence[TrainerCallback] = (),
+    assistant_only: bool | None = None,
+    *,
+    adapted: bool = True,
+    trainer: Trainer = "sft",
+    rewards: Sequence[Mapping[str, Any]] = (),
+) -> Any:
+    """Return a trainer with the base loaded as the preset wants it and a fresh adapter on it.
+
+    Where it compares with a reference model (DPO, KTO, and GRPO and RLOO with a `beta`), that is the base with the
+    adapter off: nothing is held twice.
+
+    Args:
+        preset: The preset.
+        base: Where the base is.
+        examples: What it learns and is measured on.
+        args: The trainer's configuration.
+        callbacks: Callbacks beside the preset's own.
+        assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
+        adapted: Whether an adapter trains; without, all weights do, in float32, so that small steps do not round away.
+        trainer: Its name.
+        rewards: What it is rewarded by, as in a recipe.
+
+    Raises:
+        ConfigError: If only the assistant's turns are to count and cannot be told from the others.
+    """
+    from transformers import AutoTokenizer, PrinterCallback, set_seed
+
+    kind, args = trainer_kind(trainer), copy.copy(args)
+    tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
+    given: dict[str, Any] = {"processing_class": tokenizer}
+    if kind.is_trl:
+        args.model_init_kwargs = None  # the model is loaded here, with these and more
+        given |= {"train_dataset": examples.train, "eval_dataset": examples.held_out}
+        given["peft_config"] = adapter_config(preset, trainer) if adapted else None
+    if trainer == "sft":
+        args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
+    if kind.has_rewards:
+        args.reward_weights = [float(reward.get("weight", 1)) for reward in rewards]
+        given["reward_funcs"] = named_rewards([_found(reward) for reward in rewards])
+    loaded_as = model_kwargs(preset) | ({} if adapted else {"dtype": "float32"})
+    set_seed(args.seed)  # a new head is drawn while the model is loaded
+    model = _load_base(kind, base, tokenizer, examples, loaded_as)
+    set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
+    if not kind.is_trl:
+        given |= _plain_arguments(preset, trainer, model, tokenizer, examples)
+        model = given.pop("model")
+    built = library_class(kind, kind.trainer)(
+        model=model,
+        args=args,
+        callbacks=[*(method_callbacks(preset) if adapted else []), *callbacks],
+        **given,
+    )
+    built.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs(preset, args)  # no argument of most of trl's trainers
+    built.remove_callback(PrinterCallback)  # our own lines say it
+    return built
+
+
+def _load_base(
+    kind: TrainerKind, base: BaseModel, tokenizer: Any, examples: Examples, loaded_as: Mapping[str, Any]
+) -> Any:
+    """Return the base with the head that its task has."""
+    import transformers
+
+    more: dict[str, Any] = {}
+    if kind.task_type == "SEQ_CLS":
+        labels = dict(enumerate(examples.labels))
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        more = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}} if labels else {}
+        more |= {"num_labels": len(labels) or 1, "pad_token_id": tokenizer.pad_token_id}
+    model = getattr(transformers, kind.model).from_pretrained(base.path, revision=base.revision, **loaded_as, **more)
+    model.name_or_path = model.config._name_or_path = base.recorded_name
+    return model
+
+
+def _found(reward: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a reward with its model where it is on this machine."""
+    if reward["reward"] != MODEL:
+        return reward
+    from ..models.base_models import find_base_model
+
+    return {**reward, MODEL: str(find_base_model(reward[MODEL]).path)}
+
+
+def _plain_arguments(
+    preset: Preset, trainer: Trainer, model: Any, tokenizer: Any, examples: Examples
+) -> dict[str, Any]:
+    """Return what transformers' own trainers are given: the adapted model, tokens, and how answers are measured."""
+    from peft import get_peft_model
+    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+    def tokens(row: Mapping[str, Any]) -> dict[str, Any]:
+        if trainer == "classification":
+            return dict(tokenizer(row["text"], truncation=True, max_length=preset.max_length))
+        asked = tokenizer(row["prompt"], truncation=True, max_length=preset.max_length)
+        answer = tokenizer(text_target=row["completion"], truncation=True, max_length=preset.max_length)
+        return {**asked, "labels": answer["input_ids"]}
+
+    adapted = get_peft_model(model, adapter_config(preset, trainer))
+    given: dict[str, Any] = {
+        "model": adapted,
+        "train_dataset": examples.train.map(tokens),
+        "eval_dataset": examples.held_out.map(tokens),
+    }
+    if trainer == "classification":
+        return given | {"compute_metrics": _accuracy, "data_collator": DataCollatorWithPadding(tokenizer)}
+    return given | {"data_collator": DataCollatorForSeq2Seq(tokenizer, model=adapted)}
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    """Return the share of texts whose label was told."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def load_adapted(preset: Preset, base: BaseModel, folder: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Return a saved adapter on its base, loaded as the preset wants it, and the tokenizer beside the adapter.
+
+    Args:
+        preset: How the base is held.
+        base: Where the base is, whose tokenizer is taken where the adapter has none.
+        folder: The adapter.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    own = (folder / "tokenizer_config.json").is_file()
+    source = {"pretrained_model_name_or_path": str(folder)} if own else {
+        "pretrained_model_name_or_path": base.path, "revision": base.revision
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
+    return PeftModel.from_pretrained(model, str(folder)), tokenizer

@@ -1,0 +1,67 @@
+"""Every trainer from a recipe to a folder that explains itself, on a tiny model; stopped, it ends in the same bytes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_jsonl
+
+from hf_lora_ext import Recipe, load_recipe, render_card, run_recipe
+from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
+
+TOPICS = ("fish", "tree", "stone")
+ROWS = {
+    "prompt-completion": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + 1}"},
+    "preference": lambda n: {"prompt": f"{n}+1=", "chosen": f"{n + 1}", "rejected": f"{n + 2}"},
+    "unpaired preference": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + n % 2}", "label": n % 2 == 1},
+    "prompt-only": lambda n: {"prompt": f"{n}+1=", "answer": f"{n + 1}"},
+    "labelled text": lambda n: {"text": f"A {TOPICS[n % 3]} {n}", "label": TOPICS[n % 3]},
+}
+REWARDS = ({"reward": "length", "characters": 4}, {"reward": "exact_match", "column": "answer", "weight": 2.0})
+
+
+@pytest.fixture
+def recipe_of(tiny_recipe: Path, tiny_model: Path, tiny_t5: Path, tmp_path: Path):
+    """A recipe of six steps for any trainer."""
+
+    def recipe_of(trainer: str, form: str | None = None) -> Recipe:
+        kind = TRAINER_KINDS[trainer]
+        rows = [ROWS[form or kind.forms[0]](n) for n in range(30)]
+        file = write_jsonl(tmp_path / f"{trainer}.jsonl", rows)
+        sampled = {"num_generations": 2, "max_completion_length": 6} if kind.has_rewards else {}
+        given = load_recipe(tiny_recipe)
+        return replace(
+            given,
+            trainer=trainer,
+            rewards=REWARDS if kind.has_rewards else None,
+            model=str(tiny_t5 if trainer == "seq2seq" else tiny_model),
+            data=replace(given.data, source=str(file), eval_fraction=0.3),
+            training={**given.training, "per_device_eval_batch_size": 2, **sampled},
+            samples=2,
+        )
+
+    return recipe_of
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_run_leaves_adapter_facts_and_card_of_its_trainer(trainer: str, recipe_of):
+    kind, recipe = TRAINER_KINDS[trainer], recipe_of(trainer)
+    lines: list[str] = []
+    result = run_recipe(recipe, lines.append)
+    facts = result.facts
+    assert f"trainer  {kind.trainer}" in lines
+    assert facts.run["method"] == trainer
+    assert facts.adapter["task_type"] == kind.task_type
+    assert facts.data.form == kind.forms[0]
+    assert set(kind.measured) <= set(facts.evaluation["adapter"])
+    assert not set(kind.untold) & set(facts.evaluation["adapter"])
+    assert len(facts.samples) == (2 if kind.answers else 0)
+    assert any(f"held-out {kind.measured[0]} " in line for line in lines)
+    assert facts.loss_history
+    card = (result.folder / "README.md").read_text()
+    assert card == render_card(facts)
+    assert ("- trl\n" in card) == kind.is_trl
+    config = json.loads((result.folder / "adapter_config.json").read_text())
+    assert config["task_type"] == kind.task_type
+    assert config["base_model_name_or_path"] == recipe.model
