@@ -11,6 +11,7 @@ from hf_lora_ext.runs.rewards import (
     exact_match,
     length,
     named_rewards,
+    passed_as,
     regex,
     reward_columns,
     reward_problems,
@@ -32,12 +33,12 @@ SETTINGS = {
 def test_every_reward_is_the_same_number_from_0_to_1_for_the_same_texts(name: str, pairs: list[tuple[str, str]]):
     (score,) = named_rewards([{"reward": name, **SETTINGS[name]}])
     said, answers = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    got = score(completions=said, prompts=said, answer=answers)
+    got = score(completions=said, prompts=said, **{passed_as("answer"): answers})
     assert len(got) == len(pairs)
     assert all(0 <= value <= 1 for value in got)
-    assert score(completions=said, answer=answers) == got
+    assert score(completions=said, **{passed_as("answer"): answers}) == got
     chats = [[{"role": "assistant", "content": text}] for text in said]
-    assert score(completions=chats, answer=answers) == got
+    assert score(completions=chats, **{passed_as("answer"): answers}) == got
 
 
 @given(st.integers(1, 50), st.integers(0, 120), st.integers(0, 120))

@@ -29,7 +29,7 @@ def stopping_at(step: int):
     """Return a `say` that raises at the first line of a step."""
 
     def say(line: str) -> None:
-        if re.search(rf"step +{step}/\d+  loss", line):
+        if re.search(rf"step +{step}/\d+  (loss|reward) ", line):
             raise Stopped
 
     return say

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_jsonl
+from test_runner import Stopped, stopping_at, weights
 
 from hf_lora_ext import Recipe, load_recipe, render_card, run_recipe
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
@@ -15,10 +16,10 @@ ROWS = {
     "prompt-completion": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + 1}"},
     "preference": lambda n: {"prompt": f"{n}+1=", "chosen": f"{n + 1}", "rejected": f"{n + 2}"},
     "unpaired preference": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + n % 2}", "label": n % 2 == 1},
-    "prompt-only": lambda n: {"prompt": f"{n}+1=", "answer": f"{n + 1}"},
+    "prompt-only": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + 1}"},
     "labelled text": lambda n: {"text": f"A {TOPICS[n % 3]} {n}", "label": TOPICS[n % 3]},
 }
-REWARDS = ({"reward": "length", "characters": 4}, {"reward": "exact_match", "column": "answer", "weight": 2.0})
+REWARDS = ({"reward": "length", "characters": 4}, {"reward": "exact_match", "column": "completion", "weight": 2.0})
 
 
 @pytest.fixture
@@ -65,3 +66,16 @@ def test_a_run_leaves_adapter_facts_and_card_of_its_trainer(trainer: str, recipe
     config = json.loads((result.folder / "adapter_config.json").read_text())
     assert config["task_type"] == kind.task_type
     assert config["base_model_name_or_path"] == recipe.model
+
+
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name != "sft"])  # sft: test_runner.py
+def test_a_stopped_run_of_any_trainer_goes_on_to_the_same_bytes(trainer: str, recipe_of, tmp_path: Path):
+    recipe = replace(recipe_of(trainer), samples=0)
+    whole = run_recipe(replace(recipe, output_dir=str(tmp_path / "whole")), lambda line: None)
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stopping_at(5))
+    resumed = run_recipe(recipe, lambda line: None)
+    assert resumed.status == "resumed"
+    assert weights(resumed.folder) == weights(whole.folder)
+    assert resumed.facts.loss_history == whole.facts.loss_history
+    assert resumed.facts.evaluation == whole.facts.evaluation

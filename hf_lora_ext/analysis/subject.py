@@ -14,6 +14,7 @@ from ..errors import AdapterError, ConfigError
 from ..models.base_models import find_base_model
 from ..runs.recipe import DataChoice, Recipe, load_recipe
 from ..runs.run_folder import RECIPE_FILE
+from ..runs.trainer_kinds import TRAINER_KINDS
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,14 +79,16 @@ def find_subject(
         max_length: Tokens of a row to keep; else as in the run.
 
     Raises:
-        ConfigError: If rows cannot be read, or are others than in the run.
+        ConfigError: If rows cannot be read, or are others than in the run, or it does not continue text.
         AdapterError: If there is no adapter in the folder, or it names no base.
     """
     folder = Path(adapter)
     config = _config(folder)
     recipe = load_recipe(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
     facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
-    own = _own_examples(folder, recipe, facts) if recipe and not (data and calibration) else None
+    _check_trainer(folder, recipe)
+    learns_text = recipe is not None and recipe.trainer == "sft"
+    own = _own_examples(folder, recipe, facts) if recipe and learns_text and not (data and calibration) else None
     given = facts.hyperparameters if facts else {}
     named = base or (recipe.model if recipe else config.get("base_model_name_or_path"))
     if not named:
@@ -100,6 +103,15 @@ def find_subject(
         max_length=max_length or given.get("max_length"),
         assistant_only=given.get("assistant_only_loss"),
     )
+
+
+def _check_trainer(folder: Path, recipe: Recipe | None) -> None:
+    """Raise where an adapter does not continue text, whose loss is what is measured."""
+    if recipe and (kind := TRAINER_KINDS[recipe.trainer]).task_type != "CAUSAL_LM":
+        raise ConfigError(
+            f"{folder} was trained by {recipe.trainer} ({kind.task_type}), and what is measured here is the loss of "
+            "text in nats a token; give the adapter of a causal language model"
+        )
 
 
 def _config(folder: Path) -> dict[str, Any]:

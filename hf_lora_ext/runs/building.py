@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConfigError
-from .rewards import MODEL, named_rewards
+from .rewards import MODEL, named_rewards, passed_as, reward_columns
 from .trainer_kinds import TrainerKind, trainer_kind
 from .training import (
     adapter_config,
@@ -93,6 +93,8 @@ def build_trainer(
     if kind.has_rewards:
         args.reward_weights = [float(reward.get("weight", 1)) for reward in rewards]
         given["reward_funcs"] = named_rewards([_found(reward) for reward in rewards])
+        names = {column: passed_as(column) for column in reward_columns(rewards)}
+        given |= {part: given[part].rename_columns(names) for part in ("train_dataset", "eval_dataset")}
     loaded_as = model_kwargs(preset) | ({} if adapted else {"dtype": "float32"})
     set_seed(args.seed)  # a new head is drawn while the model is loaded
     model = _load_base(kind, base, tokenizer, examples, loaded_as)

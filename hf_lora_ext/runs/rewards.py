@@ -22,6 +22,7 @@ __all__ = [
     "exact_match",
     "length",
     "named_rewards",
+    "passed_as",
     "regex",
     "reward_columns",
     "reward_problems",
@@ -141,6 +142,11 @@ def reward_columns(rewards: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reward["column"] for reward in rewards if "column" in reward))
 
 
+def passed_as(column: str) -> str:
+    """Return what a column is called in what TRL gets: it keeps `completion`, and its own arguments' names, to itself."""
+    return f"row_{column}"
+
+
 def reward_function(reward: Mapping[str, Any], name: str) -> RewardFunction:
     """Return a reward as TRL calls it: with all completions of a batch, and the columns of their rows by name.
 
@@ -152,7 +158,7 @@ def reward_function(reward: Mapping[str, Any], name: str) -> RewardFunction:
     setting = reward[kind.setting]
 
     def scores(completions: Sequence[Any], **columns: Any) -> list[float]:
-        wanted = columns[setting] if kind.setting == "column" else [setting] * len(completions)
+        wanted = columns[passed_as(setting)] if kind.setting == "column" else [setting] * len(completions)
         return [kind.score(_text_of(said), by) for said, by in zip(completions, wanted, strict=True)]
 
     scores.__name__ = name
