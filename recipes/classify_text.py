@@ -4,7 +4,8 @@ Hardware: a CPU with two cores and 4 GiB of free memory.
 Command:  python recipes/classify_text.py out/classify_text
 
 It shows the library without our runner: peft's own LoraConfig, transformers' own Trainer, and `FactsCallback`, so that
-the adapter leaves with facts, loss curve and card. The lines are those of `builtin:python-docstrings`.
+the adapter leaves with facts, loss curve and card. The lines are those of `builtin:python-packages`;
+`recipes/classification.yaml` is a recipe for the same.
 """
 
 import sys
@@ -15,18 +16,16 @@ from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from hf_lora_ext import FactsCallback, write_card
-from hf_lora_ext.data.stdlib_docstrings import docstring_examples
+from hf_lora_ext.data.stdlib_docstrings import PACKAGES, package_examples
 from hf_lora_ext.models.base_models import find_base_model
 
-DATA = "first lines of builtin:python-docstrings"
-LABELS = ["asyncio", "email", "tkinter", "unittest"]
+DATA = "builtin:python-packages"
+LABELS = list(PACKAGES)
 
 
 def labelled_lines() -> tuple[list[dict], list[dict]]:
     """Return the lines to learn from and those held out, about one in five, by a hash of the line."""
-    packages = ((example["module"].partition(".")[0], example["completion"]) for example in docstring_examples())
-    lines = {text: LABELS.index(package) for package, text in packages if package in LABELS}
-    rows = [{"text": text, "label": label} for text, label in sorted(lines.items())]
+    rows = [{"text": line["text"], "label": LABELS.index(line["label"])} for line in package_examples()]
     train, held_out = [], []
     for row in rows:
         is_held_out = int(sha256(row["text"].encode()).hexdigest(), 16) % 5 == 0
@@ -65,7 +64,7 @@ def main(folder: str, model_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct", s
         eval_dataset=tokenised(held_out),
         processing_class=tokenizer,
         compute_metrics=accuracy,
-        callbacks=[FactsCallback(train, held_out, name=DATA, base_model=base.facts)],
+        callbacks=[FactsCallback(train, held_out, name=DATA, base_model=base.facts, method="classification")],
     )  # fmt: skip
     trainer.train()
     trainer.save_model(folder)

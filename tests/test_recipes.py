@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PAIRS, write_jsonl
 from push_runs import saved_adapter
+from trainer_rows import rows_for
 
 from hf_lora_ext import load_recipe, load_sweep, render_card, run_recipe
 from hf_lora_ext.cards.facts import read_facts
@@ -19,7 +20,7 @@ SCRIPTS = sorted(shipped_folder("recipes").rglob("*.py"))
 
 
 def test_there_are_recipes_sweeps_and_scripts():
-    assert RECIPES
+    assert {"sft", "dpo", "kto", "reward", "grpo", "classification"} <= {load_recipe(file).trainer for file in RECIPES}
     assert SWEEPS
     assert SCRIPTS
 
@@ -42,7 +43,8 @@ def test_a_sweep_is_right_and_every_trial_fits_the_declared_machine(file: Path):
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_it_trains_two_steps_on_a_tiny_model(file: Path, tiny_model: Path, tmp_path: Path):
     recipe = load_recipe(file)
-    data = replace(recipe.data, source=str(write_jsonl(tmp_path / "pairs.jsonl", PAIRS)), group_by=None)
+    rows = PAIRS if recipe.trainer == "sft" else rows_for(recipe.trainer)
+    data = replace(recipe.data, source=str(write_jsonl(tmp_path / "pairs.jsonl", rows)), group_by=None)
     shortened = {key: value for key, value in recipe.training.items() if key != "num_train_epochs"} | {"max_steps": 2}
     short = replace(recipe, model=str(tiny_model), data=data, training=shortened, output_dir=str(tmp_path / "run"))
     assert run_recipe(short, lambda line: None).facts.run["steps"] == 2

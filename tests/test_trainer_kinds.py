@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_lora_ext import ConfigError, preset
 from hf_lora_ext.choices.methods import CONFLICTS
 from hf_lora_ext.choices.run import LORA_RATE
 from hf_lora_ext.data.forms import FORMS
 from hf_lora_ext.runs.recipe import dump_recipe, parse_recipe, validate
-from hf_lora_ext.runs.trainer_kinds import COMMON_FIELDS, TRAINER_KINDS, TRAINERS
+from hf_lora_ext.runs.trainer_kinds import COMMON_FIELDS, TRAINER_KINDS, TRAINERS, kind_arguments
 from hf_lora_ext.strict_yaml import read_yaml
 
 MINIMAL = {"model": "me/model", "output_dir": "out/x", "data": {"source": "data.jsonl"}}
@@ -101,3 +102,47 @@ def test_a_method_s_learning_rate_keeps_its_ratio_to_lora_s(name: str, rate: flo
     plain = kind.fitted_rate(LORA_RATE, LORA_RATE)
     assert plain == (kind.learning_rate or LORA_RATE)
     assert fitted / plain == pytest.approx(rate / LORA_RATE, rel=1e-3)
+
+
+@given(st.sampled_from(TRAINERS), st.integers(1, 64), st.integers(1, 16), st.integers(2, 12) | st.none())
+def test_a_step_sees_as_many_examples_and_no_pass_more_sequences_than_planned(
+    name: str, micro: int, accumulation: int, generations: int | None
+):
+    kind = TRAINER_KINDS[name]
+    of_sft = {"learning_rate": 2e-4, "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+    overrides = {"num_generations": generations} if generations else {}
+    given = kind_arguments(name, of_sft, overrides)
+    fitted, passes = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
+    assert fitted * passes <= max(micro * accumulation, fitted)
+    assert fitted * passes > micro * accumulation - fitted
+    assert fitted * kind.rows <= max(micro, kind.rows) or name == "kto"
+    assert name != "kto" or fitted >= 2
+    if kind.generations:
+        assert given["per_device_eval_batch_size"] % (generations or kind.generations) == 0
+    assert name != "sft" or given == {**of_sft, "per_device_eval_batch_size": micro}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in TRAINER_KINDS.items() if kind.generations])
+def test_completions_of_a_prompt_are_as_many_as_trl_makes_by_default(name: str):
+    import trl
+
+    (field,) = (f for f in fields(getattr(trl, TRAINER_KINDS[name].config)) if f.name == "num_generations")
+    assert field.default == TRAINER_KINDS[name].generations
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_preset_gives_every_trainer_its_configuration(name: str, tmp_path):
+    kind, p = TRAINER_KINDS[name], preset("7B")
+    args = p.training_config(name, str(tmp_path), weight_decay=0.25)
+    assert type(args).__name__ == kind.config
+    assert (args.weight_decay, args.learning_rate) == (0.25, kind.learning_rate or p.learning_rate)
+    assert p.adapter_config(name).task_type == kind.task_type
+    with pytest.raises(ConfigError, match=f"'weight_deca' is not a field of {kind.config}; did you mean"):
+        p.training_config(name, str(tmp_path), weight_deca=1)
+
+
+def test_a_trainer_that_is_not_known_is_refused_with_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer 'gpro' is not known; did you mean `grpo`\?"):
+        preset("7B").training_config("gpro", str(tmp_path))
+    with pytest.raises(ConfigError, match="trainer dpo does not work with init pissa"):
+        preset("7B", init="pissa").training_config("dpo", str(tmp_path))

@@ -7,18 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import write_jsonl
 from test_runner import Stopped, stopping_at, weights
+from trainer_rows import TOPICS, rows_for
 
-from hf_lora_ext import Recipe, load_recipe, render_card, run_recipe
+from hf_lora_ext import ConfigError, Recipe, load_recipe, render_card, run_recipe
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
 
-TOPICS = ("fish", "tree", "stone")
-ROWS = {
-    "prompt-completion": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + 1}"},
-    "preference": lambda n: {"prompt": f"{n}+1=", "chosen": f"{n + 1}", "rejected": f"{n + 2}"},
-    "unpaired preference": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + n % 2}", "label": n % 2 == 1},
-    "prompt-only": lambda n: {"prompt": f"{n}+1=", "completion": f"{n + 1}"},
-    "labelled text": lambda n: {"text": f"A {TOPICS[n % 3]} {n}", "label": TOPICS[n % 3]},
-}
 REWARDS = ({"reward": "length", "characters": 4}, {"reward": "exact_match", "column": "completion", "weight": 2.0})
 
 
@@ -26,10 +19,9 @@ REWARDS = ({"reward": "length", "characters": 4}, {"reward": "exact_match", "col
 def recipe_of(tiny_recipe: Path, tiny_model: Path, tiny_t5: Path, tmp_path: Path):
     """A recipe of six steps for any trainer."""
 
-    def recipe_of(trainer: str, form: str | None = None) -> Recipe:
+    def recipe_of(trainer: str) -> Recipe:
         kind = TRAINER_KINDS[trainer]
-        rows = [ROWS[form or kind.forms[0]](n) for n in range(30)]
-        file = write_jsonl(tmp_path / f"{trainer}.jsonl", rows)
+        file = write_jsonl(tmp_path / f"{trainer}.jsonl", rows_for(trainer))
         sampled = {"num_generations": 2, "max_completion_length": 6} if kind.has_rewards else {}
         given = load_recipe(tiny_recipe)
         return replace(
@@ -63,6 +55,7 @@ def test_a_run_leaves_adapter_facts_and_card_of_its_trainer(trainer: str, recipe
     card = (result.folder / "README.md").read_text()
     assert card == render_card(facts)
     assert ("- trl\n" in card) == kind.is_trl
+    assert facts.adapter.get("labels") == (sorted(TOPICS) if trainer == "classification" else None)
     config = json.loads((result.folder / "adapter_config.json").read_text())
     assert config["task_type"] == kind.task_type
     assert config["base_model_name_or_path"] == recipe.model
@@ -79,3 +72,24 @@ def test_a_stopped_run_of_any_trainer_goes_on_to_the_same_bytes(trainer: str, re
     assert weights(resumed.folder) == weights(whole.folder)
     assert resumed.facts.loss_history == whole.facts.loss_history
     assert resumed.facts.evaluation == whole.facts.evaluation
+
+
+def test_a_model_that_the_trainer_does_not_train_is_refused_before_it_is_loaded(recipe_of, tiny_t5: Path, tiny_model):
+    for trainer, model, words in (
+        ("sft", tiny_t5, "trainer sft does not train a t5 like this, an encoder-decoder; use trainer: seq2seq"),
+        (
+            "seq2seq",
+            tiny_model,
+            "trainer seq2seq does not train a llama like this, no encoder-decoder; use trainer: sft",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run_recipe(replace(recipe_of(trainer), model=str(model)), lambda line: None)
+
+
+def test_the_reference_of_preferences_is_the_base_with_the_adapter_off(recipe_of):
+    result = run_recipe(recipe_of("dpo"), lambda line: None)
+    before, after = (result.facts.evaluation[who] for who in ("base", "adapter"))
+    assert before["rewards/margins"] == 0
+    assert before["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert after["rewards/margins"] > 0

@@ -143,7 +143,7 @@ def reward_columns(rewards: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def passed_as(column: str) -> str:
-    """Return what a column is called in what TRL gets: it keeps `completion`, and its own arguments' names, to itself."""
+    """Return what a column is called where TRL passes it on: names such as `completion` it keeps to itself."""
     return f"row_{column}"
 
 
