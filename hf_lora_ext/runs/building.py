@@ -108,6 +108,8 @@ def build_trainer(
         callbacks=[*(method_callbacks(preset) if adapted else []), *callbacks],
         **given,
     )
+    if preset.bits is not None:
+        _hold_head_as_base_(built.model, loaded_as["dtype"])
     built.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs(preset, args)  # no argument of most of trl's trainers
     built.remove_callback(PrinterCallback)  # our own lines say it
     return built
@@ -129,6 +131,16 @@ def _load_base(
     model = getattr(transformers, kind.model).from_pretrained(base.path, revision=base.revision, **loaded_as, **more)
     model.name_or_path = model.config._name_or_path = base.recorded_name
     return model
+
+
+def _hold_head_as_base_(model: Any, dtype: str) -> None:
+    """Give a new head the precision of its input: TRL casts all that trains to bfloat16 over a quantised base."""
+    import torch
+    from peft.utils import ModulesToSaveWrapper
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.to(getattr(torch, dtype))
 
 
 def _found(reward: Mapping[str, Any]) -> Mapping[str, Any]:
