@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_jsonl
+from safetensors.torch import load_file
 from test_runner import Stopped, stopping_at, weights
 from trainer_rows import TOPICS, rows_for
 
@@ -93,3 +94,10 @@ def test_the_reference_of_preferences_is_the_base_with_the_adapter_off(recipe_of
     assert before["rewards/margins"] == 0
     assert before["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert after["rewards/margins"] > 0
+
+
+@pytest.mark.parametrize("init", ["default", "pissa"])
+def test_a_head_that_is_trained_is_saved_whatever_the_adapter_starts_from(init: str, recipe_of):
+    result = run_recipe(replace(recipe_of("reward"), init=init), lambda line: None)
+    saved = load_file(result.folder / "adapter_model.safetensors")
+    assert [tuple(saved[name].shape) for name in saved if "score" in name] == [(1, 32)]

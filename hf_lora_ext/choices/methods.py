@@ -239,8 +239,8 @@ CONFLICTS: Final[tuple[Conflict, ...]] = (
       "with the adapter off is the reference", "init default, gaussian or orthogonal")),
     *_each(_WITH_REFERENCE, "init loftq", "the policy would not start as its reference, the quantised base",
            "init default"),
-    *_each((*_WITH_REFERENCE, "trainer reward"), "init eva", "it reads batches of single sequences, which these are "
-           "not", "init default, gaussian or orthogonal"),
+    *_each(_NOT_SFT, "init eva", "it reads batches that have a label at each token", "init default, gaussian or "
+           "orthogonal"),
     *_each(_NOT_SFT, "prefix", "nobody has run it", "method lora"),
     Conflict("zero3", "dora", "the norm of a sharded weight is not the weight's", "sharding ddp or fsdp"),
 )  # fmt: skip
