@@ -9,6 +9,7 @@ from conftest import write_jsonl
 from safetensors.torch import load_file
 from test_runner import Stopped, stopping_at, weights
 from trainer_rows import TOPICS, rows_for
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_lora_ext import ConfigError, Recipe, load_recipe, render_card, run_recipe
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
@@ -101,3 +102,16 @@ def test_a_head_that_is_trained_is_saved_whatever_the_adapter_starts_from(init: 
     result = run_recipe(replace(recipe_of("reward"), init=init), lambda line: None)
     saved = load_file(result.folder / "adapter_model.safetensors")
     assert [tuple(saved[name].shape) for name in saved if "score" in name] == [(1, 32)]
+
+
+def test_completions_are_rewarded_by_a_reward_model_in_a_folder_whose_place_is_not_told(recipe_of, tiny_model: Path):
+    judge = Path(recipe_of("grpo").output_dir).parent / "judge"
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, pad_token_id=0).save_pretrained(judge)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(judge)
+    rewards = (*REWARDS, {"reward": "model", "model": str(judge), "weight": 0.5})
+    facts = run_recipe(replace(recipe_of("grpo"), rewards=rewards), lambda line: None).facts
+    told = facts.evaluation["adapter"]
+    parts = told["rewards/length/mean"] + 2 * told["rewards/exact_match/mean"] + 0.5 * told["rewards/judge/mean"]
+    assert told["reward"] == pytest.approx(parts, abs=1e-4)
+    assert "model: judge" in facts.recipe
+    assert str(judge) not in facts.to_json()

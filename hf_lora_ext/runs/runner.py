@@ -23,7 +23,7 @@ from ..presets.configuration import Preset
 from ..presets.preset import preset
 from .building import check_model
 from .recipe import PushChoice, Recipe, dump_recipe
-from .rewards import reward_columns
+from .rewards import MODEL, reward_columns
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 from .trainer_kinds import trainer_kind
 
@@ -256,7 +256,11 @@ def _portable_recipe(recipe: Recipe) -> str:
     source, held = recipe.data.source, recipe.data.eval_source
     data = replace(recipe.data, source=redact(source), eval_source=redact(held))
     model = Path(recipe.model).resolve().name if Path(recipe.model).is_dir() else recipe.model
-    return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
+    rewards = recipe.rewards and tuple(
+        {key: redact(value) if key == MODEL else value for key, value in reward.items()} for reward in recipe.rewards
+    )
+    portable = replace(recipe, model=model, data=data, rewards=rewards, output_dir=redact(recipe.output_dir), push=None)
+    return dump_recipe(portable)
 
 
 def _finish(recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples) -> Facts:
