@@ -94,7 +94,7 @@ def test_the_reference_of_preferences_is_the_base_with_the_adapter_off(recipe_of
     before, after = (result.facts.evaluation[who] for who in ("base", "adapter"))
     assert before["rewards/margins"] == 0
     assert before["loss"] == pytest.approx(0.693147, abs=1e-5)
-    assert after["rewards/margins"] > 0
+    assert after["rewards/margins"] != 0, "the reference did not move with the policy"
 
 
 @pytest.mark.parametrize("init", ["default", "pissa"])
