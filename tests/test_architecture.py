@@ -53,7 +53,7 @@ LAYERS = {
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "training runner full",
+        "runs": "training runner full resuming",
         "analysis": "curve subject measure compress",
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",

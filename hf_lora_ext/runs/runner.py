@@ -132,6 +132,7 @@ def _train(
     more: Sequence[TrainerCallback],
 ) -> RunResult:
     from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
+    from .resuming import train
 
     checkpoint = last_whole_checkpoint(folder.checkpoints)
     args = chosen.sft_config(str(folder.checkpoints), **trainer_settings(recipe, resuming=checkpoint is not None))
@@ -147,7 +148,7 @@ def _train(
     trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train(trainer, checkpoint)
     say("saving")
     facts = _finish(recipe, folder, trainer, examples)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
