@@ -21,7 +21,8 @@ LAYERS = {
         "choices": "methods wishes adapter run advice",
         "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory",
         "presets": "configuration preset explanation arguments launch",
-        "cards": "facts card metadata view usage ownership markdown licences layer_ranks emissions",
+        "cards": "facts fact_keys plain_values card metadata view usage ownership markdown licences layer_ranks "
+        "emissions",
         "runs": "recipe recipe_rules emission",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",

@@ -216,7 +216,7 @@ def filled_with(value):
         samples=(Sample(prompt=f"x{value}", reference=f"x{value}", base=f"x{value}", adapter=f"x{value}"),),
         environment={"hardware": {"device": f"x{value}"}, "versions": {f"x{value}": f"x{value}"}},
         recipe=f"x{value}",
-        stated=StatedFacts(language=("en",), intended_use=f"x{value}".replace("\n\n", ""), limitations="x"),
+        stated=StatedFacts(language=("en",), intended_use=re.sub(r"\s*\n\s*", "\n", f"x{value}"), limitations="x"),
         repo_id=f"me/{value}",
     )  # fmt: skip
 

@@ -13,9 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from ..errors import ConfigError
+from .fact_keys import AdapterFacts, EnvironmentFacts, RunFacts
+from .plain_values import misfit
 
 __all__ = [
     "BaseModelFacts",
@@ -113,13 +115,13 @@ class Facts:
     """The model that was adapted."""
     data: DataFacts | None = None
     """The examples."""
-    adapter: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Annotated[Mapping[str, Any], AdapterFacts] = field(default_factory=dict)
     """Kind, rank (by layer where it differs), alpha, targets, trainable parameters, bytes, the whole PEFT config."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that shape the result."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """How the base was quantised."""
-    run: Mapping[str, Any] = field(default_factory=dict)
+    run: Annotated[Mapping[str, Any], RunFacts] = field(default_factory=dict)
     """Start (UTC), method, steps, tokens, seconds, peak memory in GiB, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
     """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
@@ -127,7 +129,7 @@ class Facts:
     """`base` and `adapter` → metric → value, on the held-out examples."""
     samples: Sequence[Sample] = ()
     """Held-out examples answered before and after."""
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    environment: Annotated[Mapping[str, Any], EnvironmentFacts] = field(default_factory=dict)
     """`versions` and `hardware`."""
     recipe: str | None = None
     """The recipe as YAML, which reproduces the run."""
@@ -162,23 +164,18 @@ class Facts:
         given = {key: value for key, value in raw.items() if key != "schema_version"}
         if unknown := set(given) - {f.name for f in fields(cls)}:
             raise ConfigError(f"facts have unknown sections: {', '.join(sorted(unknown))}; remove them")
-        try:
-            if "base_model" in given:
-                given["base_model"] = BaseModelFacts(**given["base_model"])
-            if "data" in given:
-                given["data"] = DataFacts(**given["data"])
-            if "stated" in given:
-                stated = given["stated"]
-                given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
-            for name in ("adapter", "hyperparameters", "quantization", "run", "evaluation", "environment"):
-                if not isinstance(given.get(name, {}), Mapping):
-                    raise TypeError(f"{name} is no mapping")
-            given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
-            given["loss_history"] = tuple(given.get("loss_history", ()))
-            given["pictures"] = tuple(given.get("pictures", ()))
-            return cls(**given)
-        except (AttributeError, TypeError) as error:
-            raise ConfigError(f"facts are malformed ({error}); write them anew") from error
+        if problem := misfit(given, cls, "facts"):
+            raise ConfigError(f"facts are malformed ({problem}); write them anew")
+        for name, kind in (("base_model", BaseModelFacts), ("data", DataFacts)):
+            if given.get(name) is not None:
+                given[name] = kind(**given[name])
+        if given.get("stated") is not None:
+            stated = given["stated"]
+            given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
+        given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
+        given["loss_history"] = tuple(given.get("loss_history", ()))
+        given["pictures"] = tuple(given.get("pictures", ()))
+        return cls(**given)
 
 
 def read_facts(path: Path) -> Facts:

@@ -117,10 +117,10 @@ def _run_rows(facts: Facts) -> list[tuple[str, Any]]:
     told = {**facts.run, **facts.environment.get("hardware", {})}
     rows = [row for key, value in told.items() if key not in _TOLD_ELSEWHERE for row in _rows(key, value)]
     measured = facts.run.get("emissions")
-    if isinstance(measured, Mapping):
+    if measured and "energy_kwh" in measured:
         place = f" ({measured['country']})" if "country" in measured else ""
         grams = f", {measured['grams']:.4g} g CO2eq{place}" if "grams" in measured else ""
-        rows.append((f"energy, by {measured.get('source')}", f"{measured.get('energy_kwh'):.4g} kWh{grams}"))
+        rows.append((f"energy, by {measured.get('source')}", f"{measured['energy_kwh']:.4g} kWh{grams}"))
     if versions := facts.environment.get("versions"):
         rows.append(("versions", [f"{name} {version}" for name, version in versions.items()]))
     return rows
