@@ -264,6 +264,8 @@ def test_the_template_may_be_one_s_own(tmp_path):
         (b"{{ facts.nothing }}", "mend it"),
         (b"a\n{% if %}", "line 2"),
         (b"{{ ''.__class__.__mro__ }}", "unsafe"),
+        (b"{{ 1 / 0 }}", "ZeroDivisionError"),
+        (b"{% include '/etc/passwd' %}", "no loader"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_one_clear_error(tmp_path, content, message):
