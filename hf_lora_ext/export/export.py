@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..adapters.factors import AdapterFactors, read_factors
-from ..adapters.tensor_names import CONFIG, WEIGHTS, module_name, peft_names
+from ..adapters.tensor_names import CONFIG, WEIGHTS, module_name
 from ..errors import AdapterError, ConfigError, nearest
 from ..machine import free_disk_bytes
 from .base import Base, find_base
@@ -222,7 +222,7 @@ def _compared(
         base.folder()
     except ConfigError as error:
         return None, f"answers not compared: {error}"
-    if strange := _not_as_peft_names_it(adapter):
+    if strange := next(filter(None, (m.shapes.not_as_peft_names_it() for m in adapter.modules.values())), None):
         return None, f"answers not compared: PEFT itself does not find {strange}, which it names otherwise"
     if not fits_memory(base):
         return None, "answers not compared: the base in float32 does not fit the free memory"
@@ -231,16 +231,6 @@ def _compared(
     if form.rank is None:
         found.check(written.precision, f"the {form} form")
     return found, ""
-
-
-def _not_as_peft_names_it(adapter: AdapterFactors) -> str | None:
-    """Return a tensor of a name that another tool gave it, under which PEFT would pass it over."""
-    for name, module in adapter.modules.items():
-        own = peft_names(name, module.kind)
-        for part, key in module.shapes.keys.items():
-            if key != own.get(part, key):
-                return key
-    return None
 
 
 def _trained_tokens(adapter: AdapterFactors) -> tuple[int, ...]:
