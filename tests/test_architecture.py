@@ -39,7 +39,7 @@ LAYERS = {
         "analysis": "truncation",
     },
     3: {
-        "": "machine plots",
+        "": "machine new_folder plots",
         "models": "base_models shape_sources stored_weights",
         "hub": "__init__ failures repository",
         "adapters": "located",

@@ -308,7 +308,7 @@ def test_a_base_that_transformers_cannot_open_is_one_line(adapter: Path, tiny_mo
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(adapter: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("hf_lora_ext.export.export.free_disk_bytes", lambda folder: 10_000)
+    monkeypatch.setattr("hf_lora_ext.new_folder.free_disk_bytes", lambda folder: 10_000)
     for form in ("portable", "merged"):
         with pytest.raises(ConfigError, match="MiB free"):
             export_adapter(adapter, form, tmp_path / "out")
