@@ -181,9 +181,7 @@ def _cut(a: Tensor, b: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor,
     """Return the best factors of this rank, the update's squared Frobenius norm, and the part that was cut off."""
     basis = find_basis(gram_of_rows(a), gram_of_columns(b), gram_of_rows(a))
     squares = (basis.values * scale).square()
-    kept = basis.cut(rank)
-    cut_a, cut_b = kept.to_a @ a.double(), b.double() @ kept.to_b
-    return cut_a, cut_b, float(squares.sum()), float(squares[rank:].sum())
+    return *basis.cut(rank).factors(a, b), float(squares.sum()), float(squares[rank:].sum())
 
 
 def _padded(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
