@@ -54,7 +54,7 @@ def test_what_peft_saves_agrees_with_its_config(config: dict, tiny_model: Path, 
     assert checked(folder).shapes.keys() == load_file(folder / WEIGHTS).keys()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_single_number_that_is_not_finite_is_found_in_any_block(data: st.DataObject, tmp_path_factory):
     shape = data.draw(st.sampled_from([(1,), (7, 5), (33, 1), (3, 4, 5), ()]))
