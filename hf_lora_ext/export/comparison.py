@@ -51,7 +51,7 @@ class Difference:
 def fits_memory(base: Base) -> bool:
     """Return whether the base in float32 fits the memory that is free now, with a fifth to spare."""
     needed = 4 * sum(parameter.numel() for parameter in base.outline().parameters())
-    return needed * 1.2 < free_memory_bytes()
+    return bool(needed * 1.2 < free_memory_bytes())
 
 
 def compare(base: Base, adapter: Path, exported: Path, *, is_merged: bool, tokens: tuple[int, ...] = ()) -> Difference:
