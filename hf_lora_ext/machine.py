@@ -18,6 +18,7 @@ __all__ = [
     "describe_hardware",
     "find_hardware",
     "free_disk_bytes",
+    "free_memory_bytes",
     "peak_memory",
     "private_folders",
     "private_people",
@@ -239,3 +240,10 @@ def free_disk_bytes(folder: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
+
+
+def free_memory_bytes() -> int:
+    """Return the bytes of the host's memory that a program may still take without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import launched
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -22,13 +22,8 @@ SCRIPT = Path(__file__).parent / "two_processes.py"
 
 
 def launch(processes: int, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run the script under `accelerate launch` on the CPU, with gloo."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]  # fmt: skip
-    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]  # its name for torchrun; the trainer asks for gloo
-    return subprocess.run([*command, str(SCRIPT), json.dumps(settings)], env=os.environ, capture_output=True,
-                          text=True, timeout=600, check=False)  # fmt: skip
+    """Run the script under `accelerate launch`."""
+    return launched(processes, str(SCRIPT), json.dumps(settings), environment=os.environ)
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_the_run_needs_run_or_environment():
 
 
 @given(st.sets(st.sampled_from(sorted(HEADINGS))))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_part_of_the_facts_makes_a_card(names):
     card = render_card(replace(FULL, **{name: EMPTY[name] for name in names}))
     lost = set().union(*(HEADINGS[name] for name in names)) | ({"## Run"} if {"run", "environment"} <= names else set())
@@ -222,13 +222,13 @@ def filled_with(value):
 
 
 @given(ANYTHING)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_text_opens_a_heading_a_cell_html_or_a_link(value):
     assert skeleton(render_card(filled_with(value))) == skeleton(render_card(filled_with("a")))
 
 
 @given(ANYTHING)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_text_breaks_the_metadata(value):
     card = render_card(filled_with(value))
     block = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)[1]

@@ -103,7 +103,7 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     folder = gathered.folder
     config = read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
-    check_against_config(stored, config)
+    check_against_config(folder / WEIGHTS, stored, config)
     own = _text(folder, CARD) if (folder / CARD).is_file() else None
     private = _private_names(gathered, token, frozenset(request.allow))
     changes, facts = _cut(folder, config, private)

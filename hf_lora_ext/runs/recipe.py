@@ -38,6 +38,7 @@ __all__ = [
     "Recipe",
     "apply_overrides",
     "dump_recipe",
+    "lay_over",
     "load_recipe",
     "parse_recipe",
     "validate",
@@ -345,19 +346,32 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: If an override has no `=`, or goes below a value that is no mapping.
     """
-    result: dict[str, Any] = copy.deepcopy(dict(raw))
+    result = dict(raw)
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted.strip():
             raise ConfigError(f"override {override!r} is not key=value; write e.g. training.max_steps=20")
-        *parents, last = dotted.strip().split(".")
+        where = f"override {override!r}"
+        result = lay_over(result, {dotted.strip(): read_yaml(text, where)}, where)
+    return result
+
+
+def lay_over(raw: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a copy of `raw` with each dotted key set to its value, a tuple as the list that YAML has.
+
+    Raises:
+        ConfigError: If a key goes below a value that is no mapping; `where` says whose it is.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(raw))
+    for dotted, value in values.items():
+        *parents, last = dotted.split(".")
         level = result
         for parent in parents:
             child = level[parent] = {} if level.get(parent) is None else level[parent]
             if not isinstance(child, dict):
-                raise ConfigError(f"override {override!r}: {parent} holds {kind_of(child)}, so it has no key {last!r}")
+                raise ConfigError(f"{where}: {parent} holds {kind_of(child)}, so it has no key {last!r}")
             level = child
-        level[last] = read_yaml(text, f"override {override!r}")
+        level[last] = list(value) if isinstance(value, tuple) else value
     return result
 
 

@@ -16,8 +16,8 @@ from ..presets.configuration import Preset
 from ..runs.full import without_adapter
 from ..runs.recipe import Recipe
 from ..runs.runner import preset_for
-from .settings import Sweep, full_recipe, recipe_at
-from .space import Point, ends, grid, random_points, spoken
+from .settings import Sweep, full_recipe, planned, recipe_at
+from .space import Point, ends, spoken
 
 __all__ = ["Forecast", "check_fits", "forecast"]
 
@@ -58,23 +58,16 @@ def forecast(sweep: Sweep) -> list[Forecast]:
     Raises:
         ConfigError: If the model cannot be found or its size not be told.
     """
+    points = planned(sweep)
     adapters = [
         _of_adapter(point, recipe_at(sweep, point, sweep.first_seed, Path(sweep.output_dir) / "forecast"))
-        for point in _points(sweep)
+        for point in (islice(ends(sweep.space), MOST_ENDS) if points is None else points)
     ]
     full = [
         _of_full(rate, full_recipe(sweep, rate, sweep.first_seed, Path(sweep.output_dir) / "forecast"))
         for rate in sweep.full_learning_rates
     ]
     return adapters + full
-
-
-def _points(sweep: Sweep) -> list[dict[str, Any]]:
-    if sweep.strategy == "grid":
-        return list(grid(sweep.space))
-    if sweep.strategy == "random":
-        return random_points(sweep.space, sweep.points, sweep.first_seed)
-    return list(islice(ends(sweep.space), MOST_ENDS))
 
 
 def check_fits(forecasts: list[Forecast]) -> None:
