@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .analysis.curve import RankCurve, rank_curve
     from .analysis.rank_report import rank_report
     from .analysis.report import RankReport
-    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
+    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, OverfitCallback, PushAdapterCallback
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
     from .choices.advice import Advice, advise
@@ -54,6 +54,7 @@ __all__ = [
     "LoraExtError",
     "LoraSFTTrainer",
     "ModelShape",
+    "OverfitCallback",
     "Preset",
     "PushAdapterCallback",
     "PushError",
@@ -108,6 +109,7 @@ _LAZY: Final = {
     "AdaLoraCallback": "callbacks",
     "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
+    "OverfitCallback": "callbacks",
     "PushAdapterCallback": "callbacks",
     "RunResult": "runs.runner",
     "run_recipe": "runs.runner",

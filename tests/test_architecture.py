@@ -18,7 +18,7 @@ LAYERS = {
     0: {
         "": "errors decisions hardware resources strict_yaml",
         "models": "sizes blocks decoders older_families families popular_models attention targets",
-        "choices": "methods wishes adapter run advice",
+        "choices": "methods wishes adapter run advice overfitting",
         "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory",
         "presets": "configuration preset explanation arguments launch",
         "cards": "facts card metadata view usage ownership markdown licences layer_ranks emissions",

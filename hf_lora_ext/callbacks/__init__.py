@@ -7,6 +7,7 @@ from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
 from .held_out_loss import HeldOutLoss
 from .new_tokens import NewTokensCallback
+from .overfit import OverfitCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
 from .push_adapter import PushAdapterCallback, PushOnTheWay
@@ -22,6 +23,7 @@ __all__ = [
     "HeldOutLoss",
     "LoftqCallback",
     "NewTokensCallback",
+    "OverfitCallback",
     "PlainAdapterCallback",
     "ProgressLines",
     "PushAdapterCallback",

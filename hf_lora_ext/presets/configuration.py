@@ -155,10 +155,13 @@ class Preset:
         return optimizer_cls_and_kwargs(self, args)
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return new trainer callbacks that method, initialisation and new tokens need; none for plain LoRA."""
-        from ..runs.training import method_callbacks
+        """Return new trainer callbacks: what method, initialisation and new tokens need; none for plain LoRA.
 
-        return method_callbacks(self)
+        Where the advice for `rank="auto"` sees a risk of overfitting, `OverfitCallback` is one of them.
+        """
+        from ..runs.training import all_callbacks
+
+        return all_callbacks(self)
 
     def accelerate_config(
         self,

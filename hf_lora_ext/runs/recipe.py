@@ -142,6 +142,8 @@ class Recipe:
     """SFTConfig fields that replace the preset's."""
     samples: int = 3
     """Held-out examples answered by base and adapter at the end."""
+    overfitting: Literal["warn", "stop", "best", "ignore"] | None = None
+    """What is done about it; by default `best` (`warn` for AdaLoRA and prefixes) below `advice.SMALL_DATA` examples."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
@@ -189,6 +191,7 @@ _RECIPE_RULES: Final = {
     "adaptive_rank": SWITCH,
     "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
     "samples": FROM_0,
+    "overfitting": one_of("warn", "stop", "best", "ignore"),
     "seed": FROM_0,
     "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
 }

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..cards.card import render_card
 from ..cards.facts import Facts, read_facts, redact, write_text_atomically
+from ..choices.advice import overfitting_risk
 from ..data.examples import Examples, load_examples
 from ..errors import ConfigError, LoraExtError
 from ..machine import private_folders
 from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
+from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
 from ..presets.preset import preset
 from .recipe import PushChoice, Recipe, dump_recipe
@@ -143,7 +145,8 @@ def _train(
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
     assistant_only = recipe.training.get("assistant_only_loss")
-    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say), *more]
+    watch = _watching(recipe, len(examples.train))
+    callbacks = [*watch, EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say), *more]
     trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
@@ -152,6 +155,15 @@ def _train(
     facts = _finish(recipe, folder, trainer, examples)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
     return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+
+
+def _watching(recipe: Recipe, examples: int) -> list[TrainerCallback]:
+    """Return the callback that watches for overfitting, where the recipe or the number of examples asks for it."""
+    from ..callbacks import OverfitCallback
+
+    if recipe.overfitting == "ignore" or (recipe.overfitting is None and overfitting_risk(examples) is None):
+        return []
+    return [OverfitCallback(**overfit_arguments(recipe.method, recipe.overfitting)[1])]
 
 
 def _check_push(push: PushChoice, say: Say) -> None:
