@@ -11,7 +11,9 @@ from .overfit import OverfitCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
 from .push_adapter import PushAdapterCallback, PushOnTheWay
+from .resource_use import ResourceCallback
 from .start import EvaCallback, LoftqCallback
+from .train_log import TrainLog
 
 __all__ = [
     "AdaLoraCallback",
@@ -28,4 +30,6 @@ __all__ = [
     "ProgressLines",
     "PushAdapterCallback",
     "PushOnTheWay",
+    "ResourceCallback",
+    "TrainLog",
 ]

@@ -27,6 +27,7 @@ from ..machine import describe_hardware, peak_memory, private_folders, software_
 from ..plots import plot_loss
 from .losses import evaluation_in, kept_step, loss_history
 from .own_card import OwnCard
+from .resource_use import resources_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -170,6 +171,7 @@ class FactsCallback(TrainerCallback):
             "peak_memory": peak_memory(),
             "emissions": measured_emissions(Path(args.output_dir), self.resumed_at_) or None,
         }
+        run |= resources_in(state.log_history)
         adapter = describe_adapter(model) | label_names(model) if hasattr(model, "peft_config") else {}
         return Facts(
             base_model=self.base_model or _base_of(model),

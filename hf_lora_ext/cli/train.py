@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import click
 
 from ..errors import LoraExtError, PushError
 from ..runs.recipe import load_recipe
+from .progress_bar import TerminalBar
 from .quiet import quieten_libraries
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         from ..runs.runner import run_recipe
 
         quieten_libraries()
-        result = run_recipe(chosen, say)
+        with TerminalBar() if sys.stderr.isatty() and not quiet else nullcontext() as bar:
+            result = run_recipe(chosen, say, bar=bar)
     if as_json:
         pushed = {"push": result.push.to_dict()} if result.push else {}
         told = {"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}

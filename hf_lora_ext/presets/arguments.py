@@ -140,9 +140,13 @@ def callback_arguments(preset: Preset) -> list[Call]:
 
 
 def watch_arguments(preset: Preset) -> list[Call]:
-    """Return the callbacks that watch a run where the advice sees a risk; the method works without them."""
+    """Return the callbacks that watch a run: one for a risk that the advice sees, one for a memory plan to check.
+
+    The method works without them.
+    """
     risks = {warning.name for warning in preset.warnings}
-    return [overfit_arguments(preset.method)] if "overfitting" in risks else []
+    watched = [overfit_arguments(preset.method)] if "overfitting" in risks else []
+    return [*watched, ("ResourceCallback", {"plan": preset.found})] if preset.found is not None else watched
 
 
 def overfit_arguments(method: str, action: str | None = None) -> Call:

@@ -155,9 +155,10 @@ class Preset:
         return optimizer_cls_and_kwargs(self, args)
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return new trainer callbacks: what method, initialisation and new tokens need; none for plain LoRA.
+        """Return new trainer callbacks: what method, initialisation and new tokens need, and what watches the run.
 
-        Where the advice for `rank="auto"` sees a risk of overfitting, `OverfitCallback` is one of them.
+        That is `OverfitCallback` where the advice for `rank="auto"` sees the risk, and `ResourceCallback` where there
+        is a memory plan to hold the run against. Without either, plain LoRA has none.
         """
         from ..runs.training import all_callbacks
 

@@ -31,6 +31,7 @@ from .recipe_rules import (
     is_whole,
     one_of,
 )
+from .trackers import TRACKERS, trackers_in
 
 __all__ = [
     "DataChoice",
@@ -246,6 +247,10 @@ TRAINING_RULES: Final = {
     "packing": SWITCH,
     "per_device_eval_batch_size": FROM_1,
     "per_device_train_batch_size": FROM_1,
+    "report_to": Rule(
+        lambda v: (isinstance(v, str) or is_names(v)) and set(trackers_in(v)) <= set(TRACKERS),
+        f"{', '.join(TRACKERS)}, a list of them, or none",
+    ),
     "save_steps": FROM_1,
     "save_total_limit": FROM_1,
     "use_cpu": SWITCH,

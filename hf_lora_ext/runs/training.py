@@ -109,8 +109,8 @@ def method_callbacks(preset: Preset) -> list[TrainerCallback]:
 
 
 def all_callbacks(preset: Preset) -> list[TrainerCallback]:
-    """Return the same, and those that watch the run where the advice sees a risk."""
-    return [*method_callbacks(preset), *_made(watch_arguments(preset))]
+    """Return the same, behind those that watch the run."""
+    return [*_made(watch_arguments(preset)), *method_callbacks(preset)]
 
 
 def _made(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[TrainerCallback]:
