@@ -69,7 +69,8 @@ class ProgressLines(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw the bar."""
         if self.bar is not None and state.is_world_process_zero:
-            self.bar.show(state.global_step, state.max_steps, "  ".join([*self.measured_, *self._pace(state)]))
+            left = self._pace(state)[-1]
+            self.bar.show(state.global_step, state.max_steps, "  ".join([*self.measured_, left]))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say what was measured, the speed and the time left."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -40,6 +42,13 @@ class TerminalBar:
             self._task = self._progress.add_task("", total=steps)
             self._progress.start()
         self._progress.update(self._task, completed=step, description=words)
+
+    def say(self, line: str) -> None:
+        """Print a line that stays, above the bar."""
+        if self._progress is None:
+            click.echo(line, err=True)
+        else:
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -61,7 +61,7 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
 
         quieten_libraries()
         with TerminalBar() if sys.stderr.isatty() and not quiet else nullcontext() as bar:
-            result = run_recipe(chosen, say, bar=bar)
+            result = run_recipe(chosen, bar.say if bar else say, bar=bar)
     if as_json:
         pushed = {"push": result.push.to_dict()} if result.push else {}
         told = {"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}
@@ -151,8 +151,12 @@ def _cost_lines(result: RunResult, recipe_file: str) -> list[tuple[str, str]]:
         f"{name.removesuffix('_gib').replace('_', ' ')} {value:g} GiB"
         for name, value in run.get("peak_memory", {}).items()
     )
-    folder = result.folder
+    folder, of_step = result.folder, run.get("adapter_of_step")
+    kept = (
+        [("adapter", f"of step {of_step} of {run.get('steps')}, where the held-out loss was lowest")] if of_step else []
+    )
     return [
+        *kept,
         (
             "training time",
             f"{seconds // 60}:{seconds % 60:02d} min for {run.get('steps')} steps, evaluations included",
