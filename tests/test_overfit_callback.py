@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from hf_lora_ext import ConfigError, OverfitCallback, load_recipe, preset, run_recipe
 from hf_lora_ext.callbacks import FactsCallback
+from hf_lora_ext.presets.arguments import overfit_arguments
 from hf_lora_ext.runs.training import all_callbacks
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1}
@@ -92,6 +93,26 @@ def test_best_gives_the_best_adapter_back_and_leaves_nothing_else(tiny_model: Pa
     assert same(weights(trainer.model), weights(until.model))
     assert not (tmp_path / "a" / "best_adapter").exists()
     assert all(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" in name)
+
+
+def test_an_adapter_comes_back_under_its_name_in_its_precision(tiny_model: Path, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(load(tiny_model), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]), "mine")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    trainer = build(model, tmp_path, OverfitCallback(action="best"), Worsening(), max_steps=3, **EVALUATED)
+    trainer.train()
+    assert trainer.state.log_history[-1]["overfit/kept_step"] == 1
+    assert {p.dtype for name, p in model.named_parameters() if ".mine." in name} == {torch.bfloat16}
+
+
+class Worsening(TrainerCallback):
+    """Makes every evaluation worse than the one before."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: dict[str, float], **kwargs: Any) -> None:
+        metrics["eval_loss"] = float(state.global_step)
 
 
 class StopAt(TrainerCallback):
@@ -198,6 +219,20 @@ def test_a_preset_watches_where_the_advice_sees_the_risk():
     assert [(type(c).__name__, c.action) for c in few.callbacks()] == [("OverfitCallback", "best")]
     assert [c.action for c in preset("7B", method="adalora", rank="auto", examples=300).callbacks()[1:]] == ["warn"]
     assert all_callbacks(preset("7B", rank="auto", examples=30_000)) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "sharding", "action"),
+    [("lora", "ddp", "best"), ("adalora", "none", "warn"), ("prefix", "none", "warn"), ("lora", "fsdp", "warn")],
+)
+def test_by_default_the_best_is_kept_where_it_can_be(method: str, sharding: str, action: str):
+    assert overfit_arguments(method, sharding) == ("OverfitCallback", {"action": action})
+    assert overfit_arguments(method, sharding, "stop")[1] == {"action": "stop"}
+
+
+def test_a_recipe_that_asks_for_what_its_method_cannot_give_is_refused(tiny_recipe: Path):
+    with pytest.raises(ConfigError, match="overfitting: best does not work with method adalora; use warn or ignore"):
+        load_recipe(tiny_recipe, ["overfitting=best", "method=adalora"])
 
 
 @pytest.mark.parametrize(("overfitting", "kept"), [(None, True), ("ignore", False)])

@@ -201,10 +201,14 @@ def keep_aside(model: PeftModel, folder: Path) -> None:
 
 
 def load_kept_(model: PeftModel, folder: Path) -> None:
-    """Bring the adapter back that `keep_aside` saved, the way a trainer resumes: through the model's `load_adapter`."""
+    """Bring the adapter back that `keep_aside` saved, in its own precision.
+
+    It goes through the model's `load_adapter`, as a trainer's resuming does, which other callbacks make fit.
+    """
     name = model.active_adapter
     own = folder / name  # where peft puts an adapter of another name than `default`
-    model.load_adapter(str(own if own.is_dir() else folder), name, is_trainable=True)
+    kept = own if own.is_dir() else folder
+    model.load_adapter(str(kept), name, is_trainable=True, autocast_adapter_dtype=False)
 
 
 def show_head_bias_(model: Any) -> None:

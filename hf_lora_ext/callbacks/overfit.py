@@ -178,7 +178,8 @@ class OverfitCallback(TrainerCallback):
         if self.action == "stop" and kind == "ADALORA":
             problem = "AdaLoRA meets its ranks late, and would be cut where the run stops"
         elif self.action == "best" and not args.load_best_model_at_end:
-            if args.fsdp or args.deepspeed:
+            shared = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
+            if args.fsdp or args.deepspeed or shared in ("FSDP", "DEEPSPEED"):
                 problem = "FSDP and DeepSpeed keep the adapter in shards"
             elif kind is None:
                 problem = f"{type(model).__name__} carries no adapter, which alone can be kept"

@@ -145,17 +145,17 @@ def watch_arguments(preset: Preset) -> list[Call]:
     The method works without them.
     """
     risks = {warning.name for warning in preset.warnings}
-    watched = [overfit_arguments(preset.method)] if "overfitting" in risks else []
+    watched = [overfit_arguments(preset.method, preset.sharding)] if "overfitting" in risks else []
     return [*watched, ("ResourceCallback", {"plan": preset.found})] if preset.found is not None else watched
 
 
-def overfit_arguments(method: str, action: str | None = None) -> Call:
-    """Return the callback that watches for overfitting: by default it keeps the best adapter, where peft can.
+def overfit_arguments(method: str, sharding: str, action: str | None = None) -> Call:
+    """Return the callback that watches for overfitting: by default it keeps the best adapter, where that can be.
 
     That is what stopping early is for, and it never is worse on the examples held out. AdaLoRA's ranks, and a learned
-    prefix, cannot be brought back from the middle of a run.
+    prefix, cannot be brought back from the middle of a run, nor can an adapter in shards.
     """
-    default = "warn" if method in ("adalora", "prefix") else "best"
+    default = "warn" if method in ("adalora", "prefix") or sharding in ("fsdp", "zero3") else "best"
     return "OverfitCallback", {"action": action or default}
 
 

@@ -144,7 +144,7 @@ class Recipe:
     samples: int = 3
     """Held-out examples answered by base and adapter at the end."""
     overfitting: Literal["warn", "stop", "best", "ignore"] | None = None
-    """What is done about it; by default `best` (`warn` for AdaLoRA and prefixes) below `advice.SMALL_DATA` examples."""
+    """What is done about it; by default `best`, or `warn` where it cannot be, below `advice.SMALL_DATA` examples."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
@@ -297,6 +297,8 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     training = raw.get("training", {})
     if "task" in raw and raw.get("rank") != "auto":
         return ["task: is for rank: auto; add it, or leave task out"]
+    if (raw.get("overfitting"), method) in (("best", "adalora"), ("best", "prefix"), ("stop", "adalora")):
+        return [f"overfitting: {raw['overfitting']} does not work with method {method}; use warn or ignore"]
     if adapter["rank"] == "auto" and method != "prefix":
         adapter["rank"] = None
     try:

@@ -156,7 +156,7 @@ def _train(
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
     assistant_only = recipe.training.get("assistant_only_loss")
-    watch = [*_watching(recipe, len(examples.train)), ResourceCallback(plan=chosen.found)]
+    watch = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=chosen.found)]
     callbacks = [*watch, EvaluateAtEnd(), gather, TrainLog(folder.log), *_pushing(recipe.push, say), *more]
     trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
     if examples.form == "messages":
@@ -168,13 +168,13 @@ def _train(
     return _published(recipe, result, say) if trainer.is_world_process_zero() else result
 
 
-def _watching(recipe: Recipe, examples: int) -> list[TrainerCallback]:
+def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCallback]:
     """Return the callback that watches for overfitting, where the recipe or the number of examples asks for it."""
     from ..callbacks import OverfitCallback
 
     if recipe.overfitting == "ignore" or (recipe.overfitting is None and overfitting_risk(examples) is None):
         return []
-    return [OverfitCallback(**overfit_arguments(recipe.method, recipe.overfitting)[1])]
+    return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
 
 
 def _check_push(push: PushChoice, say: Say) -> None:
