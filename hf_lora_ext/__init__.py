@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from .analysis.curve import RankCurve, rank_curve
     from .analysis.rank_report import rank_report
     from .analysis.report import RankReport
-    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
+    from .callbacks import (
+        AdaLoraCallback,
+        AdaptiveRankCallback,
+        FactsCallback,
+        OverfitCallback,
+        PushAdapterCallback,
+        ResourceCallback,
+    )
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
     from .choices.advice import Advice, advise
@@ -54,6 +61,7 @@ __all__ = [
     "LoraExtError",
     "LoraSFTTrainer",
     "ModelShape",
+    "OverfitCallback",
     "Preset",
     "PushAdapterCallback",
     "PushError",
@@ -63,6 +71,7 @@ __all__ = [
     "RankCurve",
     "RankReport",
     "Recipe",
+    "ResourceCallback",
     "ResumeError",
     "RolledBack",
     "RunResult",
@@ -108,7 +117,9 @@ _LAZY: Final = {
     "AdaLoraCallback": "callbacks",
     "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
+    "OverfitCallback": "callbacks",
     "PushAdapterCallback": "callbacks",
+    "ResourceCallback": "callbacks",
     "RunResult": "runs.runner",
     "run_recipe": "runs.runner",
     "SweepResult": "sweep.report",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 
 def launched(processes: int, *script: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -23,3 +27,8 @@ def launched(processes: int, *script: str, environment: Mapping[str, str]) -> su
         command += ["--multi_gpu"] if processes > 1 else ["--cpu"]  # its name for torchrun; the trainer asks for gloo
         return subprocess.run([*command, *script], env=environment, capture_output=True, text=True, timeout=600,
                               check=False)  # fmt: skip
+
+
+def launch(script: Path, processes: int, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script of the tests, whose argument is its settings as JSON."""
+    return launched(processes, str(script), json.dumps(settings), environment=os.environ)

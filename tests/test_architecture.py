@@ -18,12 +18,12 @@ LAYERS = {
     0: {
         "": "errors decisions hardware resources strict_yaml",
         "models": "sizes blocks decoders older_families families popular_models attention targets",
-        "choices": "methods wishes adapter run advice",
-        "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory",
+        "choices": "methods wishes adapter run advice overfitting",
+        "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory measured",
         "presets": "configuration preset explanation arguments launch",
         "cards": "facts fact_keys plain_values card metadata view usage ownership markdown licences layer_ranks "
         "emissions",
-        "runs": "recipe recipe_rules emission",
+        "runs": "recipe recipe_rules emission trackers",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
         "hub": "landing",

@@ -25,6 +25,7 @@ __all__ = [
     "Facts",
     "Sample",
     "StatedFacts",
+    "json_ready",
     "read_facts",
     "redact",
     "write_text_atomically",
@@ -122,7 +123,8 @@ class Facts:
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """How the base was quantised."""
     run: Annotated[Mapping[str, Any], RunFacts] = field(default_factory=dict)
-    """Start (UTC), method, steps, tokens, seconds, peak memory in GiB, emissions in grams, whether it finished."""
+    """Start (UTC), method, steps, tokens, seconds (of all, and the median of a step), peak memory in GiB and beside its
+    plan, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
     """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -147,7 +149,7 @@ class Facts:
 
     def to_json(self) -> str:
         """Return the facts as JSON text; a loss that is not a number is written as `null`."""
-        return json.dumps(_finite(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(json_ready(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Facts:
@@ -239,12 +241,12 @@ def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not know, by None."""
+def json_ready(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinities, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [json_ready(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

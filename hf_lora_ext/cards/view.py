@@ -31,7 +31,7 @@ _METHODS: Final = {
 _SWITCHES: Final = {"use_rslora": "rank-stabilised scale (rsLoRA)", "use_dora": "DoRA", "bias": "biases trained"}
 """PEFT's field → what a card calls it, shown where it is on."""
 _SETTINGS: Final = {"modules_to_save": "modules trained whole", "target_parameters": "target parameters"}
-_UNITS: Final = {"_gib": "GiB", "_seconds": "s"}
+_UNITS: Final = {"_gib": "GiB", "_seconds": "s", "_kwh": "kWh"}
 _SHOWN_APART: Final = frozenset({"config", "layer_ranks", "labels", "ranks"})
 _TOLD_ELSEWHERE: Final = frozenset({"method", "examples_per_step", "emissions"})
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import click
 
 from ..errors import LoraExtError, PushError
 from ..runs.recipe import load_recipe
+from .progress_bar import TerminalBar
 from .quiet import quieten_libraries
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool)
         from ..runs.runner import run_recipe
 
         quieten_libraries()
-        result = run_recipe(chosen, say)
+        with TerminalBar() if sys.stderr.isatty() and not quiet else nullcontext() as bar:
+            result = run_recipe(chosen, bar.say if bar else say, bar=bar)
     if as_json:
         pushed = {"push": result.push.to_dict()} if result.push else {}
         told = {"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}
@@ -149,8 +151,12 @@ def _cost_lines(result: RunResult, recipe_file: str) -> list[tuple[str, str]]:
         f"{name.removesuffix('_gib').replace('_', ' ')} {value:g} GiB"
         for name, value in run.get("peak_memory", {}).items()
     )
-    folder = result.folder
+    folder, of_step = result.folder, run.get("adapter_of_step")
+    kept = (
+        [("adapter", f"of step {of_step} of {run.get('steps')}, where the held-out loss was lowest")] if of_step else []
+    )
     return [
+        *kept,
         (
             "training time",
             f"{seconds // 60}:{seconds % 60:02d} min for {run.get('steps')} steps, evaluations included",

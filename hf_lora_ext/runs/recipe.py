@@ -31,6 +31,7 @@ from .recipe_rules import (
     is_whole,
     one_of,
 )
+from .trackers import TRACKERS, trackers_in
 
 __all__ = [
     "DataChoice",
@@ -143,6 +144,8 @@ class Recipe:
     """SFTConfig fields that replace the preset's."""
     samples: int = 3
     """Held-out examples answered by base and adapter at the end."""
+    overfitting: Literal["warn", "stop", "best", "ignore"] | None = None
+    """What is done about it; by default `best`, or `warn` where it cannot be, below `advice.SMALL_DATA` examples."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
@@ -190,6 +193,7 @@ _RECIPE_RULES: Final = {
     "adaptive_rank": SWITCH,
     "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
     "samples": FROM_0,
+    "overfitting": one_of("warn", "stop", "best", "ignore"),
     "seed": FROM_0,
     "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
 }
@@ -244,6 +248,10 @@ TRAINING_RULES: Final = {
     "packing": SWITCH,
     "per_device_eval_batch_size": FROM_1,
     "per_device_train_batch_size": FROM_1,
+    "report_to": Rule(
+        lambda v: (isinstance(v, str) or is_names(v)) and set(trackers_in(v)) <= set(TRACKERS),
+        f"{', '.join(TRACKERS)}, a list of them, or none",
+    ),
     "save_steps": FROM_1,
     "save_total_limit": FROM_1,
     "use_cpu": SWITCH,
@@ -290,6 +298,8 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     training = raw.get("training", {})
     if "task" in raw and raw.get("rank") != "auto":
         return ["task: is for rank: auto; add it, or leave task out"]
+    if (raw.get("overfitting"), method) in (("best", "adalora"), ("best", "prefix"), ("stop", "adalora")):
+        return [f"overfitting: {raw['overfitting']} does not work with method {method}; use warn or ignore"]
     if adapter["rank"] == "auto" and method != "prefix":
         adapter["rank"] = None
     try:

@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..cards.card import render_card
 from ..cards.facts import Facts, read_facts, redact, write_text_atomically
+from ..choices.advice import overfitting_risk
 from ..data.examples import Examples, load_examples
 from ..errors import ConfigError, LoraExtError
 from ..machine import private_folders
 from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
+from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
 from ..presets.preset import preset
 from .recipe import PushChoice, Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from .trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
+    from ..callbacks.progress import Bar
     from ..push.plan import PushResult
 
 __all__ = ["RunResult", "preset_for", "run_recipe", "trainer_settings"]
@@ -51,13 +55,19 @@ class RunResult:
     """Why the Hub does not hold it, with the command that pushes it."""
 
 
-def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
+def run_recipe(
+    recipe: Recipe,
+    say: Say = print,
+    callbacks: Sequence[TrainerCallback] = (),
+    bar: Bar | None = None,
+) -> RunResult:
     """Train what a recipe describes, go on with it, or report that it is finished.
 
     Args:
         recipe: The choices.
         say: Takes one line of progress.
         callbacks: Trainer callbacks beside the run's own; they change nothing that a resumed run would lack.
+        bar: Shows how the training goes; lines through `say` if left out.
 
     Raises:
         ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
@@ -70,6 +80,7 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
         return _published(
             recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
         )
+    check_trackers(recipe.training.get("report_to"))
     if recipe.push is not None:
         _check_push(recipe.push, say)
     say(f"data     {recipe.data.source}")
@@ -82,8 +93,10 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
+    from ..callbacks import ProgressLines
+
     with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
-        return _train(recipe, folder, examples, base, chosen, say, callbacks)
+        return _train(recipe, folder, examples, base, chosen, say, [ProgressLines(say, bar), *callbacks])
 
 
 def preset_for(recipe: Recipe, model: str, examples: int | None) -> Preset:
@@ -131,7 +144,7 @@ def _train(
     say: Say,
     more: Sequence[TrainerCallback],
 ) -> RunResult:
-    from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
+    from ..callbacks import EvaluateAtEnd, FactsCallback, ResourceCallback, TrainLog
     from .resuming import train
 
     checkpoint = last_whole_checkpoint(folder.checkpoints)
@@ -144,7 +157,8 @@ def _train(
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
     assistant_only = recipe.training.get("assistant_only_loss")
-    callbacks = [EvaluateAtEnd(), gather, ProgressLines(say), *_pushing(recipe.push, say), *more]
+    watch = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=chosen.found)]
+    callbacks = [*watch, EvaluateAtEnd(), gather, TrainLog(folder.log), *_pushing(recipe.push, say), *more]
     trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
@@ -153,6 +167,15 @@ def _train(
     facts = _finish(recipe, folder, trainer, examples)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
     return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+
+
+def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCallback]:
+    """Return the callback that watches for overfitting, where the recipe or the number of examples asks for it."""
+    from ..callbacks import OverfitCallback
+
+    if recipe.overfitting == "ignore" or (recipe.overfitting is None and overfitting_risk(examples) is None):
+        return []
+    return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
 
 
 def _check_push(push: PushChoice, say: Say) -> None:

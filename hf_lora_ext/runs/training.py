@@ -15,10 +15,16 @@ from ..choices.methods import METHOD_FACTS, check_features, init_facts
 from ..choices.run import LORAPLUS_RATIO
 from ..errors import ConfigError, nearest
 from ..models.attention import check_packing
-from ..presets.arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
+from ..presets.arguments import (
+    adapter_arguments,
+    callback_arguments,
+    quantisation_arguments,
+    training_arguments,
+    watch_arguments,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from peft import PeftConfig, PeftModel
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adapter_config",
+    "all_callbacks",
     "assistant_template",
     "build_trainer",
     "counts_assistant_only",
@@ -98,9 +105,18 @@ def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict
 
 def method_callbacks(preset: Preset) -> list[TrainerCallback]:
     """Return new callbacks that method, initialisation and new tokens need."""
+    return _made(callback_arguments(preset))
+
+
+def all_callbacks(preset: Preset) -> list[TrainerCallback]:
+    """Return the same, behind those that watch the run."""
+    return [*_made(watch_arguments(preset)), *method_callbacks(preset)]
+
+
+def _made(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[TrainerCallback]:
     from .. import callbacks
 
-    return [getattr(callbacks, kind)(**given) for kind, given in callback_arguments(preset)]
+    return [getattr(callbacks, kind)(**given) for kind, given in calls]
 
 
 def model_kwargs(preset: Preset) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def _axis_problems(key: str, axis: Any, strategy: str) -> list[str]:
 
 
 def _why_not(key: str) -> str:
-    known = {"model", "data", "samples", "push", *(f"training.{name}" for name in TRAINING_RULES)}
+    known = {"model", "data", "samples", "overfitting", "push", *(f"training.{name}" for name in TRAINING_RULES)}
     if key in known or key.startswith(("data.", "push.")):
         return "trials that differ in it cannot be compared by their held-out loss; set it in base or fixed"
     if key in ("seed", "output_dir"):
