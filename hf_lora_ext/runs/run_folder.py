@@ -146,8 +146,8 @@ def _is_only_claimed(root: Path) -> bool:
 
 
 def _differences(theirs: Recipe, ours: Recipe) -> list[str]:
-    """Name the dotted keys in which two runs differ; the folder's name and where they are published do not count."""
-    left, right = (_flat(asdict(replace(recipe, push=None))) for recipe in (theirs, ours))
+    """Name the dotted keys in which two runs differ; the folder's name, the Hub and the hardware do not count."""
+    left, right = (_flat(asdict(replace(recipe, push=None, hardware=None))) for recipe in (theirs, ours))
     keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key) and key != "output_dir")
     return [f"{key} ({left.get(key)!r} there, {right.get(key)!r} here)" for key in keys]
 

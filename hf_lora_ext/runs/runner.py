@@ -20,8 +20,8 @@ from ..machine import private_folders
 from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.configuration import Preset
-from ..presets.preset import preset
 from .recipe import PushChoice, Recipe, dump_recipe
+from .recipe_plan import preset_here
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..push.plan import PushResult
 
-__all__ = ["RunResult", "preset_for", "run_recipe", "trainer_settings"]
+__all__ = ["RunResult", "run_recipe", "trainer_settings"]
 
 Say = Callable[[str], None]
 
@@ -78,41 +78,14 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = find_base_model(recipe.model, recipe.revision)
-    chosen = preset_for(recipe, base.path, len(examples.train))
+    chosen, note = preset_here(recipe, base.path, len(examples.train))
+    if note:
+        say(f"hardware {note}")
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
     with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
         return _train(recipe, folder, examples, base, chosen, say, callbacks)
-
-
-def preset_for(recipe: Recipe, model: str, examples: int | None) -> Preset:
-    """Return the preset that a recipe's choices give.
-
-    Args:
-        recipe: The choices.
-        model: Where its base model is, or its name.
-        examples: Training examples, for a rank of `auto`.
-    """
-    targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
-    return preset(
-        model,
-        method=recipe.method,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
-        dropout=recipe.dropout,
-        targets=targets,
-        experts=recipe.experts,
-        new_tokens=recipe.new_tokens,
-        adaptive_rank=recipe.adaptive_rank,
-        task=recipe.task,
-        examples=examples if recipe.rank == "auto" else None,
-        init=recipe.init,
-        optimizer=recipe.optimizer,
-        attention=recipe.attention,
-        sharding=recipe.sharding,
-        max_length=recipe.training.get("max_length"),
-    )
 
 
 def _disk_needed(chosen: Preset) -> int:
