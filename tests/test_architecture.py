@@ -45,7 +45,7 @@ LAYERS = {
         "adapters": "located",
         "data": "examples files stdlib_docstrings tokens",
         "push": "base_terms",
-        "runs": "evaluation recipe_plan run_folder",
+        "runs": "evaluation recipe_plan run_folder shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",
         "export": "base weight_changes merging comparison",

@@ -48,3 +48,10 @@ def test_ranks_that_leave_nothing_to_drop_are_refused(init_r: int, target_r: int
 def test_an_interval_of_no_steps_is_refused():
     with pytest.raises(ConfigError, match="deltaT=0"):
         check_ranks(12, 8, 0)
+
+
+@pytest.mark.parametrize("total", [1, 2])
+def test_a_run_too_short_to_score_before_it_drops_is_refused(total: int):
+    with pytest.raises(ConfigError, match="steps"):
+        plan_schedule(total, 0.1, 0.3)
+    assert plan_schedule(3, 0.1, 0.3).freeze_step == 2

@@ -16,6 +16,7 @@ import click
 
 from ..errors import LoraExtError, PushError
 from ..runs.recipe import load_recipe
+from ..runs.shipped import recipe_file
 from .quiet import quieten_libraries
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ EPILOG = """
 \b
 Examples:
   hf-lora train recipes/quickstart.yaml
+  hf-lora train quickstart
   hf-lora train recipes/quickstart.yaml data.source=mine.jsonl output_dir=out/mine
   hf-lora train recipes/quickstart.yaml training.max_steps=20 seed=1 --json
   hf-lora train recipes/quickstart.yaml push.repo=me/docstrings push.private=true
@@ -45,9 +47,10 @@ interrupted.
 def command(recipe: str, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Train the LoRA adapter that a recipe describes.
 
-    RECIPE is a YAML file. KEY=VALUE replaces one of its values; keys are dotted, values are YAML.
+    RECIPE is a YAML file, or the name of one that comes with the package. KEY=VALUE replaces one of its values; keys
+    are dotted, values are YAML.
     """
-    chosen = load_recipe(recipe, overrides)
+    chosen = load_recipe(recipe_file(recipe), overrides)
 
     def say(line: str) -> None:
         if not quiet:

@@ -1,0 +1,61 @@
+"""`hf-lora recipes`: the recipes that come with the package."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from ..errors import ConfigError
+from ..runs.shipped import recipes_page, shipped_recipe, shipped_recipes
+
+__all__ = ["command"]
+
+EPILOG = """
+\b
+Examples:
+  hf-lora recipes
+  hf-lora recipes qlora_7b
+  hf-lora recipes --json
+  hf-lora init qlora_7b mine.yaml
+
+Memory is our planner's estimate on the hardware that a recipe is written for. `hf-lora train NAME` runs one as it is,
+`hf-lora init NAME` copies it.
+"""
+
+
+@click.command("recipes", epilog=EPILOG)
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--markdown", is_flag=True, help="Print recipes/README.md, as `make recipes` writes it.")
+def command(name: str | None, as_json: bool, markdown: bool) -> None:
+    """List the recipes that come with the package, or show one."""
+    if markdown:
+        if name or as_json:
+            raise ConfigError("--markdown prints all recipes in one page; leave NAME and --json out")
+        click.echo(recipes_page(), nl=False)
+    elif name is not None:
+        shipped = shipped_recipe(name)
+        text = shipped.file.read_text(encoding="utf8")
+        click.echo(json.dumps(shipped.to_dict() | {"text": text}) if as_json else text, nl=as_json)
+    elif as_json:
+        click.echo(json.dumps([shipped.to_dict() for shipped in shipped_recipes()]))
+    else:
+        _print_table()
+
+
+def _print_table() -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("recipe", "trainer", "model", "method", "rank", "written for", "needs"):
+        right = heading in ("rank", "needs")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe", justify="right" if right else "left")
+    for shipped in shipped_recipes():
+        told = shipped.to_dict()
+        needs = "" if told["needed_gib"] is None else f"{told['needed_gib']:.1f} GiB"
+        cells = (told[key] for key in ("name", "trainer", "model", "method", "rank", "hardware"))
+        table.add_row(*("" if cell is None else str(cell) for cell in cells), needs)
+    Console().print(table)
