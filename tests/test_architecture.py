@@ -33,7 +33,7 @@ LAYERS = {
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
-        "adapters": "peft_seam stored_adapter factors adalora starts attached",
+        "adapters": "peft_seam stored_adapter factors adalora starts attached unloaded",
         "ranks": "lora_layers probes criteria change storage sketches moves",
         "export": "reshaping engines",
         "analysis": "truncation",
@@ -45,7 +45,7 @@ LAYERS = {
         "adapters": "located",
         "data": "examples files stdlib_docstrings tokens",
         "push": "base_terms",
-        "runs": "evaluation recipe_plan run_folder shipped",
+        "runs": "evaluation launching processes recipe_plan run_folder sharded shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",
         "export": "base weight_changes merging comparison",
@@ -53,7 +53,7 @@ LAYERS = {
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "training runner full",
+        "runs": "dry_run training runner full",
         "analysis": "curve subject measure compress",
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",

@@ -13,7 +13,7 @@ def test_a_planned_run_keeps_then_drops_then_settles(total: int, tinit: float, t
     try:
         planned = plan_schedule(total, tinit, tfinal)
     except ConfigError:
-        assert round(total * tinit) + round(total * tfinal) >= total
+        assert round(total * tinit) + round(total * tfinal) >= total or total - round(total * tfinal) < 2
         return
     assert 0 <= planned.tinit < planned.freeze_step <= total == planned.total_steps
     assert planned.tinit + (planned.freeze_step - planned.tinit) + planned.tfinal == total
@@ -24,7 +24,7 @@ def test_a_planned_run_keeps_then_drops_then_settles(total: int, tinit: float, t
 def test_steps_and_the_same_shares_plan_the_same_run(total: int, data: st.DataObject):
     tinit = data.draw(st.integers(1, total))
     tfinal = data.draw(st.integers(0, total))
-    if tinit + tfinal < total:
+    if tinit + tfinal < total and total - tfinal >= 2:
         assert plan_schedule(total, tinit, tfinal) == plan_schedule(total, tinit / total, tfinal / total)
 
 

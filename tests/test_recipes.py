@@ -19,6 +19,8 @@ from hf_lora_ext.sweep.forecast import forecast
 SWEEPS = sorted(shipped_folder("recipes").rglob("sweep_*.yaml"))
 RECIPES = sorted(set(shipped_folder("recipes").rglob("*.yaml")) - set(SWEEPS))
 SCRIPTS = sorted(shipped_folder("recipes").rglob("*.py"))
+CLASSIFIER = shipped_folder("recipes") / "classify_text.py"
+"""Longer than the others: it makes its labels itself."""
 
 
 def test_there_are_recipes_sweeps_and_scripts():
@@ -150,6 +152,26 @@ def test_it_trains_two_steps_on_a_tiny_model_of_its_architecture(shipped: Shippe
 def test_a_script_gives_hardware_and_command(file: Path):
     assert "Hardware:" in file.read_text(encoding="utf8")
     assert f"python recipes/{file.name}" in file.read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "custom_loop"])
+def test_a_script_trains_two_steps_and_leaves_an_adapter_that_peft_loads(name: str, tiny_model: Path, tmp_path: Path):
+    from peft import AutoPeftModelForCausalLM
+
+    script = runpy.run_path(str(shipped_folder("recipes") / f"{name}.py"))
+    script["main"](str(tmp_path), str(tiny_model), steps=2)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
+    changed = [weight for key, weight in model.named_parameters() if "lora_B" in key]
+    assert any(weight.abs().sum() for weight in changed)
+    if name != "custom_loop":
+        facts = read_facts(tmp_path / "facts.json")
+        assert facts.run["steps"] == 2
+        assert (tmp_path / "README.md").read_text(encoding="utf8") == render_card(facts)
+
+
+@pytest.mark.parametrize("file", sorted(set(SCRIPTS) - {CLASSIFIER}), ids=lambda file: file.stem)
+def test_a_script_is_short_enough_to_be_read_at_a_glance(file: Path):
+    assert len(file.read_text(encoding="utf8").splitlines()) < 60
 
 
 def test_the_classifier_leaves_adapter_and_card(tiny_model: Path, tmp_path: Path):

@@ -16,7 +16,7 @@ VERBS: Final = {
     "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
     "recipes": "List the recipes that come with the package, or show one.",
-    "init": "Copy one of them, to be changed.",
+    "init": "Copy a recipe that comes with the package, to be changed.",
     "train": "Train the LoRA adapter that a recipe describes.",
     "sweep": "Try a recipe at many points, and say which is best.",
     "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",

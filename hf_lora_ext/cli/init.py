@@ -25,7 +25,10 @@ A file that exists is never written over. Exit code 2: there is no such recipe, 
 @click.argument("name")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 def command(name: str, file: Path | None) -> None:
-    """Copy the recipe NAME to FILE, by default NAME.yaml here, to be changed."""
+    """Copy a recipe that comes with the package, to be changed.
+
+    FILE is NAME.yaml in this folder if left out.
+    """
     shipped = shipped_recipe(name)
     target = file or Path(f"{shipped.file.stem}.yaml")
     # Its own commands then name the copy.

@@ -20,7 +20,7 @@ Examples:
   hf-lora init qlora_7b mine.yaml
 
 Memory is our planner's estimate on the hardware that a recipe is written for. `hf-lora train NAME` runs one as it is,
-`hf-lora init NAME` copies it.
+`hf-lora init NAME` copies it. Exit code 2: there is no such recipe.
 """
 
 

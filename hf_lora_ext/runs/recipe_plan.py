@@ -6,6 +6,7 @@ refuses where the plan does not fit.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from ..presets.preset import decide, preset
 from .declared import shortfall
 from .recipe import Recipe
 
-__all__ = ["MemoryNeed", "declared_preset", "memory_need", "preset_for", "preset_here"]
+__all__ = ["MemoryNeed", "check_launched", "declared_preset", "memory_need", "preset_for", "preset_here"]
 
 GIB: Final = 2**30
 
@@ -158,4 +159,20 @@ def _problem(chosen: Preset, recipe: Recipe) -> str:
         return "the planner does not know what this adapter takes"
     return (
         f"it needs {need.needed_gib:.1f} GiB of {need.available_gib:g}" if need.needed_gib > need.available_gib else ""
+    )
+
+
+def check_launched(sharding: str | None) -> None:
+    """Raise where the weights are to be shared out and accelerate has not started this process so.
+
+    Raises:
+        ConfigError: With the commands that do.
+    """
+    launched = {"fsdp": "ACCELERATE_USE_FSDP", "zero3": "ACCELERATE_USE_DEEPSPEED"}
+    if sharding not in launched or os.environ.get(launched[sharding], "false").lower() == "true":
+        return
+    raise ConfigError(
+        f"sharding {sharding} shares the weights out over processes that `accelerate launch` starts; write its file "
+        "with `hf-lora train RECIPE --accelerate-config FILE`, then run "
+        "`accelerate launch --config_file FILE -m hf_lora_ext.cli train RECIPE`"
     )

@@ -24,7 +24,7 @@ from ..errors import ConfigError, ResumeError
 from ..machine import free_disk_bytes
 from .recipe import Recipe, dump_recipe, load_recipe
 
-__all__ = ["RunFolder", "claimed", "last_whole_checkpoint", "owned_folder"]
+__all__ = ["RunFolder", "checkpoint_to_resume", "claimed", "last_whole_checkpoint", "owned_folder"]
 
 RECIPE_FILE: Final = "recipe.yaml"
 _OURS: Final = {".lock"}
@@ -174,3 +174,20 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
+
+
+def checkpoint_to_resume(folder: Path, processes: int) -> Path | None:
+    """Return the newest whole checkpoint, or None, for a run in so many processes.
+
+    Raises:
+        ResumeError: If as many have not written it: order of the data and size of the batch would be others.
+    """
+    checkpoint = last_whole_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    each = len([*checkpoint.glob("rng_state_*.pth")])  # one alone writes rng_state.pth
+    if each != (processes if processes > 1 else 0):
+        then, now = (f"{n} processes" if n > 1 else "one process" for n in (each, processes))
+        how = f"--launch ddp{each}, or accelerate launch --num_processes {each}" if each else "one process"
+        raise ResumeError(f"{checkpoint} was written by {then}, and here {now} would go on with it; use {how}")
+    return checkpoint

@@ -7,7 +7,8 @@ the model is loaded after that.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +21,10 @@ from ..machine import private_folders
 from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.configuration import Preset
+from .processes import by_first, find_processes, first_then_others
 from .recipe import PushChoice, Recipe, dump_recipe
-from .recipe_plan import preset_here
-from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from .recipe_plan import check_launched, preset_here
+from .run_folder import RunFolder, checkpoint_to_resume, claimed, owned_folder
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -65,27 +67,59 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
         PushError: If the Hub would not take what the recipe says to push, before training; what fails after it is
             told in the result.
     """
-    if (folder := owned_folder(recipe)).is_finished:
-        say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
-        return _published(
-            recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
-        )
-    if recipe.push is not None:
-        _check_push(recipe.push, say)
+    here = find_processes()
+    say = say if here.is_first else _nothing
+    if (done := by_first(lambda: _finished(recipe, say))) is not None:
+        return done
+    check_launched(recipe.sharding)
+    if (push := recipe.push) is not None:
+        by_first(lambda: _check_push(push, say))
     say(f"data     {recipe.data.source}")
-    examples = load_examples(recipe.data)
+    examples = first_then_others(lambda: load_examples(recipe.data))
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
-    base = find_base_model(recipe.model, recipe.revision)
-    chosen, note = preset_here(recipe, base.path, len(examples.train))
+    base = first_then_others(lambda: find_base_model(recipe.model, recipe.revision))
+    chosen, note = preset_here(recipe, base.path, len(examples.train), gpus=here.local_size, machines=here.machines)
     if note:
         say(f"hardware {note}")
+    check_launched(chosen.sharding)
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
-    with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
+    if here.size > 1:
+        say(f"         {here.size} processes, each with a batch of its own")
+        first_then_others(lambda: _downloaded(base))
+    with _claimed_by_first(recipe, needed_bytes=_disk_needed(chosen)) as folder:
         return _train(recipe, folder, examples, base, chosen, say, callbacks)
+
+
+def _nothing(line: str) -> None:
+    """Say nothing: the first process does."""
+
+
+def _finished(recipe: Recipe, say: Say) -> RunResult | None:
+    """Return the run that the folder holds, pushed if the recipe says so; None if it is not finished."""
+    if not (folder := owned_folder(recipe)).is_finished:
+        return None
+    say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
+    result = RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
+    return _published(recipe, result, say)
+
+
+def _downloaded(base: BaseModel) -> None:
+    """Have a model of the Hub in its cache, so that the processes of a machine do not all fetch it."""
+    from ..hub import download_model
+
+    if not Path(base.path).is_dir() and find_processes().local_rank == 0:
+        download_model(base.path, base.revision)
+
+
+@contextmanager
+def _claimed_by_first(recipe: Recipe, needed_bytes: int) -> Iterator[RunFolder]:
+    """Let the first process hold the run folder for all."""
+    with ExitStack() as held:
+        yield by_first(lambda: held.enter_context(claimed(recipe, needed_bytes)))
 
 
 def _disk_needed(chosen: Preset) -> int:
@@ -105,8 +139,9 @@ def _train(
     more: Sequence[TrainerCallback],
 ) -> RunResult:
     from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
+    from .sharded import is_sharded, save_sharded
 
-    checkpoint = last_whole_checkpoint(folder.checkpoints)
+    checkpoint = by_first(lambda: checkpoint_to_resume(folder.checkpoints, find_processes().size))
     args = chosen.sft_config(str(folder.checkpoints), **trainer_settings(recipe, resuming=checkpoint is not None))
     gather = FactsCallback(
         path=folder.facts,
@@ -122,9 +157,18 @@ def _train(
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     say("saving")
+    if is_sharded(trainer):
+        save_sharded(trainer, folder.root)
+    return by_first(lambda: _ended(recipe, folder, trainer, examples, checkpoint, say))
+
+
+def _ended(
+    recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, checkpoint: Path | None, say: Say
+) -> RunResult:
+    """Complete the folder and publish it: the first process's part."""
     facts = _finish(recipe, folder, trainer, examples)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
-    return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+    return _published(recipe, result, say)
 
 
 def _check_push(push: PushChoice, say: Say) -> None:
@@ -220,14 +264,17 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     from ..callbacks.facts import loss_title, pictures_beside
     from ..plots import plot_loss
     from .evaluation import answer_samples
+    from .sharded import is_sharded
 
     initial = folder.checkpoints / "initial_adapter"
-    save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
+    if not is_sharded(trainer):
+        save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
     trainer.processing_class.save_pretrained(str(folder.root))
     for history in folder.checkpoints.glob("rank_history.*"):
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
-    rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
+    wanted = 0 if is_sharded(trainer) else recipe.samples  # parts of a model answer only all together
+    rows = examples.held_out.select(range(min(wanted, len(examples.held_out))))
     facts = replace(
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
