@@ -115,6 +115,9 @@ def test_many_examples_are_counted_in_part_and_said_to_be(recipe: Recipe, tmp_pa
     part = dry_run(recipe)
     assert (whole.is_estimated, part.is_estimated) == (False, True)
     assert (part.tokens, part.batch) == (whole.tokens, whole.batch)  # rows of one length
+    assert (whole.batch_note, part.batch_note) == ("", "if no example is so long that nothing counted is left of it")
+    packed = replace(recipe, training={**recipe.training, "packing": True})
+    assert dry_run(packed).batch_note == "before packing puts several examples into a row"
 
 
 def test_it_writes_nothing_loads_no_weights_and_marks_what_counts(

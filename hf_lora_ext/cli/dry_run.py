@@ -30,7 +30,8 @@ def print_dry_run(made: DryRun) -> None:
     if not made.batch:
         return
     how = "green" if console.is_terminal else "between « and »"
-    console.print(f"\nfirst batch; what the loss counts is {how}", markup=False)
+    note = f", {made.batch_note}" if made.batch_note else ""
+    console.print(f"\nfirst batch{note}; what the loss counts is {how}", markup=False)
     for number, example in enumerate(made.batch[:MOST_SHOWN], 1):
         console.print(f"\n[{number} of {len(made.batch)}]", markup=False)
         if console.is_terminal:

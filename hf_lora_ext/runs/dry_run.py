@@ -75,7 +75,7 @@ class DryRun:
     is_estimated: bool
     """Whether the tokens are estimated from a part of the examples."""
     batch: tuple[tuple[Piece, ...], ...]
-    """The first batch of the first process."""
+    """The first batch of the first process, as far as `batch_note` does not say otherwise."""
 
     @property
     def trained_parameters(self) -> int:
@@ -86,6 +86,15 @@ class DryRun:
     def epochs(self) -> float:
         """Passes over the training examples."""
         return self.steps * self.examples_per_step / self.train_examples
+
+    @property
+    def batch_note(self) -> str:
+        """Why the first batch that trains may be another than the one here; empty if it is this one."""
+        if self.recipe.training.get("packing", self.preset.packing):
+            return "before packing puts several examples into a row"
+        if self.is_estimated:
+            return "if no example is so long that nothing counted is left of it"
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON takes."""
@@ -106,6 +115,7 @@ class DryRun:
             "tokens_per_epoch": self.tokens,
             "counted_tokens_per_epoch": self.counted_tokens,
             "tokens_are_estimated": self.is_estimated,
+            "batch_note": self.batch_note or None,
             "first_batch": [[asdict(piece) for piece in example] for example in self.batch],
             "preset": self.preset.to_dict(),
         }
