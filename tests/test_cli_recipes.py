@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import outcome
+from conftest import outcome, run_python
 
 from hf_lora_ext import ConfigError, load_recipe
 from hf_lora_ext.resources import shipped_folder
@@ -24,6 +24,18 @@ def test_every_recipe_is_listed_with_what_it_takes(capsys):
     seven = next(told for told in listed if told["name"] == "qlora_7b")
     assert (seven["method"], seven["rank"], seven["hardware"]) == ("qlora", 8, "a GPU of 24 GiB")
     assert 10 < seven["needed_gib"] < 24
+
+
+def test_the_list_is_there_without_torch_and_fits_a_narrow_terminal():
+    script = (
+        "import sys; from hf_lora_ext.cli import main; main(['recipes']); "
+        "print([m for m in ('torch', 'numpy', 'transformers', 'peft', 'datasets') if m in sys.modules])"
+    )
+    done = run_python("-c", script, COLUMNS="80")
+    *table, loaded = done.stdout.splitlines()
+    assert loaded == "[]", done.stderr
+    assert max(map(len, table)) <= 80
+    assert [line.split()[0] for line in table if line.split()[:1] and line.split()[0] in NAMES] == NAMES
 
 
 def test_one_is_shown_as_it_is(capsys):

@@ -7,6 +7,7 @@ import json
 import click
 
 from ..errors import ConfigError
+from ..runs.declared import HardwareChoice
 from ..runs.shipped import recipes_page, shipped_recipe, shipped_recipes
 
 __all__ = ["command"]
@@ -49,13 +50,24 @@ def _print_table() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("recipe", "trainer", "model", "method", "rank", "written for", "needs"):
-        right = heading in ("rank", "needs")
-        table.add_column(heading, overflow="fold", no_wrap=heading == "recipe", justify="right" if right else "left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("recipe", "model", "trains", "rank", "for", "needs GiB"):
+        right = heading in ("rank", "needs GiB")
+        table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
     for shipped in shipped_recipes():
         told = shipped.to_dict()
-        needs = "" if told["needed_gib"] is None else f"{told['needed_gib']:.1f} GiB"
-        cells = (told[key] for key in ("name", "trainer", "model", "method", "rank", "hardware"))
-        table.add_row(*("" if cell is None else str(cell) for cell in cells), needs)
+        needs = "" if told["needed_gib"] is None else f"{told['needed_gib']:.1f}"
+        rank = "" if told["rank"] is None else str(told["rank"])
+        trains = f"{told['trainer']} {told['method']}"
+        table.add_row(told["name"], told["model"], trains, rank, _short(shipped.recipe.hardware), needs)
     Console().print(table)
+
+
+def _short(declared: HardwareChoice | None) -> str:
+    """Return declared hardware in a few characters."""
+    if declared is None:
+        return ""
+    if declared.gpu_memory_gib is None:
+        return f"CPU, {declared.host_gib:g} GiB"
+    machines = f"{declared.machines}×" if declared.machines > 1 else ""
+    return f"{machines}{declared.gpus}×{declared.gpu_memory_gib:g} GiB"

@@ -100,6 +100,15 @@ def command(
     leave()
     if not here.is_first:
         return
+    _tell(result, recipe, as_json, quiet)
+
+
+def _tell(result: RunResult, recipe: str, as_json: bool, quiet: bool) -> None:
+    """Print what came of a run.
+
+    Raises:
+        PushError: If it was to be pushed and was not.
+    """
     if as_json:
         pushed = {"push": result.push.to_dict()} if result.push else {}
         told = {"folder": str(result.folder), "status": result.status, "facts": result.facts.to_dict()}
