@@ -184,7 +184,7 @@ def test_a_cpu_takes_any_number_of_processes_and_a_card_one():
 
 
 def test_a_process_knows_its_place_by_torch_s_names():
-    assert find_processes({}) == Processes()
+    assert find_processes({}) == find_processes({"RANK": "1", "WORLD_SIZE": "2"}) == Processes()
     four = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
     here = find_processes(four)
     assert (here.is_first, here.machines) == (False, 2)

@@ -46,7 +46,12 @@ class Processes:
 
 
 def find_processes(environment: Mapping[str, str] = os.environ) -> Processes:
-    """Return which process this is, by the names that torch gives its environment."""
+    """Return which process this is, by the names that torch gives its environment.
+
+    Schedulers set some of them for a machine; only what starts a process sets its LOCAL_RANK.
+    """
+    if "LOCAL_RANK" not in environment:
+        return Processes()
     names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
     return Processes(**{ours: int(environment[theirs]) for ours, theirs in names.items() if theirs in environment})
 
