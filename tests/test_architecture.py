@@ -23,7 +23,7 @@ LAYERS = {
         "presets": "configuration preset explanation arguments launch",
         "cards": "facts fact_keys plain_values card metadata view usage ownership markdown licences layer_ranks "
         "emissions",
-        "runs": "recipe recipe_rules emission trackers",
+        "runs": "recipe recipe_rules declared emission trackers",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
         "hub": "landing",
@@ -34,7 +34,7 @@ LAYERS = {
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
-        "adapters": "peft_seam stored_adapter factors adalora starts attached",
+        "adapters": "peft_seam stored_adapter factors adalora starts attached unloaded",
         "ranks": "lora_layers probes criteria change storage sketches moves",
         "export": "reshaping engines",
         "analysis": "truncation",
@@ -46,7 +46,7 @@ LAYERS = {
         "adapters": "located",
         "data": "examples files stdlib_docstrings tokens",
         "push": "base_terms",
-        "runs": "evaluation run_folder",
+        "runs": "evaluation launching processes recipe_plan run_folder sharded shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",
         "export": "base weight_changes merging comparison",
@@ -54,7 +54,7 @@ LAYERS = {
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "training runner full resuming",
+        "runs": "dry_run training runner full resuming",
         "analysis": "curve subject measure compress",
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",

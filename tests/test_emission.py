@@ -16,7 +16,7 @@ from hf_lora_ext.choices.methods import INITS, METHODS
 from hf_lora_ext.presets.arguments import callback_arguments
 from hf_lora_ext.runs.emission import python_script, recipe_yaml
 from hf_lora_ext.runs.recipe import load_recipe, parse_recipe
-from hf_lora_ext.runs.runner import preset_for
+from hf_lora_ext.runs.recipe_plan import preset_for
 from hf_lora_ext.runs.training import method_callbacks
 from hf_lora_ext.strict_yaml import read_yaml
 

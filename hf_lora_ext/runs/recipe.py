@@ -17,6 +17,7 @@ from ..choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding
 from ..choices.wishes import LoraWishes, check_wishes, wish_features
 from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
+from .declared import HardwareChoice, hardware_problems
 from .recipe_rules import (
     FRACTION,
     FROM_0,
@@ -150,6 +151,8 @@ class Recipe:
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
     """Where the adapter is published when the run is finished; no part of what the run is."""
+    hardware: HardwareChoice | None = None
+    """What the recipe is written for; no part of what the run is."""
 
     @property
     def wishes(self) -> LoraWishes:
@@ -196,6 +199,7 @@ _RECIPE_RULES: Final = {
     "overfitting": one_of("warn", "stop", "best", "ignore"),
     "seed": FROM_0,
     "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
+    "hardware": Rule(lambda v: isinstance(v, Mapping), "a mapping such as {gpus: 2, gpu_memory_gib: 24}"),
 }
 _DATA_RULES: Final = {
     "source": TEXT,
@@ -280,6 +284,8 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
             problems.append("training.bf16 and training.fp16 exclude each other; remove one")
     if isinstance(push, Mapping):
         problems += _push_problems(push)
+    if isinstance(hardware := raw.get("hardware"), Mapping):
+        problems += hardware_problems(hardware)
     return problems or _conflicts(raw)
 
 
@@ -331,9 +337,14 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
     given = _given(raw)
     data = given.pop("data")
-    push = given.pop("push", None)
+    push, hardware = given.pop("push", None), given.pop("hardware", None)
     given = _without_lists(given)
-    return Recipe(data=DataChoice(**data), push=PushChoice(**_without_lists(push)) if push else None, **given)
+    return Recipe(
+        data=DataChoice(**data),
+        push=PushChoice(**_without_lists(push)) if push else None,
+        hardware=HardwareChoice(**hardware) if hardware else None,
+        **given,
+    )
 
 
 def _without_lists(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,7 +399,7 @@ def lay_over(raw: Mapping[str, Any], values: Mapping[str, Any], where: str) -> d
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
-    for section in {"data", "push"} & plain.keys():
+    for section in {"data", "push", "hardware"} & plain.keys():
         told = {key: value for key, value in plain[section].items() if value not in (None, ())}
         plain[section] = {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
     if recipe.data.eval_source:

@@ -7,7 +7,8 @@ the model is loaded after that.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +23,10 @@ from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
-from ..presets.preset import preset
+from .processes import by_first, find_processes, first_then_others
 from .recipe import PushChoice, Recipe, dump_recipe
-from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
+from .recipe_plan import check_launched, preset_here
+from .run_folder import RunFolder, checkpoint_to_resume, claimed, owned_folder
 from .trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from ..callbacks.progress import Bar
     from ..push.plan import PushResult
 
-__all__ = ["RunResult", "preset_for", "run_recipe", "trainer_settings"]
+__all__ = ["RunResult", "run_recipe", "trainer_settings"]
 
 Say = Callable[[str], None]
 
@@ -75,57 +77,62 @@ def run_recipe(
         PushError: If the Hub would not take what the recipe says to push, before training; what fails after it is
             told in the result.
     """
-    if (folder := owned_folder(recipe)).is_finished:
-        say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
-        return _published(
-            recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
-        )
+    here = find_processes()
+    say = say if here.is_first else _nothing
+    if (done := by_first(lambda: _finished(recipe, say))) is not None:
+        return done
+    check_launched(recipe.sharding)
     check_trackers(recipe.training.get("report_to"))
-    if recipe.push is not None:
-        _check_push(recipe.push, say)
+    if (push := recipe.push) is not None:
+        by_first(lambda: _check_push(push, say))
     say(f"data     {recipe.data.source}")
-    examples = load_examples(recipe.data)
+    examples = first_then_others(lambda: load_examples(recipe.data))
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
-    base = find_base_model(recipe.model, recipe.revision)
-    chosen = preset_for(recipe, base.path, len(examples.train))
+    base = first_then_others(lambda: find_base_model(recipe.model, recipe.revision))
+    chosen, note = preset_here(recipe, base.path, len(examples.train), gpus=here.local_size, machines=here.machines)
+    if note:
+        say(f"hardware {note}")
+    check_launched(chosen.sharding)
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
+    if here.size > 1:
+        say(f"         {here.size} processes, each with a batch of its own")
+        first_then_others(lambda: _downloaded(base))
     from ..callbacks import ProgressLines
 
-    with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
+    with _claimed_by_first(recipe, needed_bytes=_disk_needed(chosen)) as folder:
         return _train(recipe, folder, examples, base, chosen, say, [ProgressLines(say, bar), *callbacks])
 
 
-def preset_for(recipe: Recipe, model: str, examples: int | None) -> Preset:
-    """Return the preset that a recipe's choices give.
+def _nothing(line: str) -> None:
+    """Say nothing: the first process does."""
 
-    Args:
-        recipe: The choices.
-        model: Where its base model is, or its name.
-        examples: Training examples, for a rank of `auto`.
-    """
-    targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
-    return preset(
-        model,
-        method=recipe.method,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
-        dropout=recipe.dropout,
-        targets=targets,
-        experts=recipe.experts,
-        new_tokens=recipe.new_tokens,
-        adaptive_rank=recipe.adaptive_rank,
-        task=recipe.task,
-        examples=examples if recipe.rank == "auto" else None,
-        init=recipe.init,
-        optimizer=recipe.optimizer,
-        attention=recipe.attention,
-        sharding=recipe.sharding,
-        max_length=recipe.training.get("max_length"),
-    )
+
+def _finished(recipe: Recipe, say: Say) -> RunResult | None:
+    """Return the run that the folder holds, pushed if the recipe says so; None if it is not finished."""
+    if not (folder := owned_folder(recipe)).is_finished:
+        return None
+    say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
+    result = RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
+    return _published(recipe, result, say)
+
+
+def _downloaded(base: BaseModel) -> None:
+    """Have a model of the Hub in its cache, so that the processes of a machine do not all fetch it."""
+    from ..hub import download_model
+
+    if not Path(base.path).is_dir() and find_processes().local_rank == 0:
+        download_model(base.path, base.revision)
+
+
+@contextmanager
+def _claimed_by_first(recipe: Recipe, needed_bytes: int) -> Iterator[RunFolder]:
+    """Let the first process hold the run folder for all."""
+    with ExitStack() as held:
+        yield by_first(lambda: held.enter_context(claimed(recipe, needed_bytes)))
 
 
 def _disk_needed(chosen: Preset) -> int:
@@ -146,8 +153,9 @@ def _train(
 ) -> RunResult:
     from ..callbacks import EvaluateAtEnd, FactsCallback, ResourceCallback, TrainLog
     from .resuming import train
+    from .sharded import is_sharded, save_sharded
 
-    checkpoint = last_whole_checkpoint(folder.checkpoints)
+    checkpoint = by_first(lambda: checkpoint_to_resume(folder.checkpoints, find_processes().size))
     args = chosen.sft_config(str(folder.checkpoints), **trainer_settings(recipe, resuming=checkpoint is not None))
     gather = FactsCallback(
         path=folder.facts,
@@ -164,9 +172,18 @@ def _train(
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     train(trainer, checkpoint)
     say("saving")
+    if is_sharded(trainer):
+        save_sharded(trainer, folder.root)
+    return by_first(lambda: _ended(recipe, folder, trainer, examples, checkpoint, say))
+
+
+def _ended(
+    recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, checkpoint: Path | None, say: Say
+) -> RunResult:
+    """Complete the folder and publish it: the first process's part."""
     facts = _finish(recipe, folder, trainer, examples)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
-    return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+    return _published(recipe, result, say)
 
 
 def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCallback]:
@@ -271,14 +288,17 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     from ..callbacks.facts import loss_title, pictures_beside
     from ..plots import plot_loss
     from .evaluation import answer_samples
+    from .sharded import is_sharded
 
     initial = folder.checkpoints / "initial_adapter"
-    save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
+    if not is_sharded(trainer):
+        save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
     trainer.processing_class.save_pretrained(str(folder.root))
     for history in folder.checkpoints.glob("rank_history.*"):
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
-    rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
+    wanted = 0 if is_sharded(trainer) else recipe.samples  # parts of a model answer only all together
+    rows = examples.held_out.select(range(min(wanted, len(examples.held_out))))
     facts = replace(
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
