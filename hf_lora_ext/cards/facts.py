@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError
+from .comparisons import Comparison
 
 __all__ = [
     "BaseModelFacts",
@@ -125,6 +126,8 @@ class Facts:
     """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
+    comparisons: Sequence[Comparison] = ()
+    """Base and adapter on the same rows, with intervals, as `hf-lora evaluate` finds them."""
     samples: Sequence[Sample] = ()
     """Held-out examples answered before and after."""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -173,11 +176,12 @@ class Facts:
             for name in ("adapter", "hyperparameters", "quantization", "run", "evaluation", "environment"):
                 if not isinstance(given.get(name, {}), Mapping):
                     raise TypeError(f"{name} is no mapping")
+            given["comparisons"] = tuple(Comparison.from_dict(one) for one in given.get("comparisons", ()))
             given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
             given["loss_history"] = tuple(given.get("loss_history", ()))
             given["pictures"] = tuple(given.get("pictures", ()))
             return cls(**given)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"facts are malformed ({error}); write them anew") from error
 
 

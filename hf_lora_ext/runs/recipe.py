@@ -17,6 +17,7 @@ from ..choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding
 from ..choices.wishes import LoraWishes, check_wishes, wish_features
 from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
+from .evaluate_choice import EvaluateChoice, evaluate_problems
 from .recipe_rules import (
     FRACTION,
     FROM_0,
@@ -142,6 +143,8 @@ class Recipe:
     """SFTConfig fields that replace the preset's."""
     samples: int = 3
     """Held-out examples answered by base and adapter at the end."""
+    evaluate: EvaluateChoice | None = None
+    """What is measured of base and adapter at the end, beside what the trainer measures."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
@@ -189,6 +192,7 @@ _RECIPE_RULES: Final = {
     "adaptive_rank": SWITCH,
     "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
     "samples": FROM_0,
+    "evaluate": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `metrics`"),
     "seed": FROM_0,
     "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
 }
@@ -257,6 +261,8 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
     raw = _given(raw)
     problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
     data, training, push = raw.get("data"), raw.get("training"), raw.get("push")
+    if isinstance(measured := raw.get("evaluate"), Mapping):
+        problems += evaluate_problems(measured)
     if isinstance(data, Mapping):
         problems += find_problems(data, _DATA_RULES, required=("source",), prefix="data.")
         if data.get("eval_source") and "eval_fraction" in data:
@@ -289,6 +295,10 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     training = raw.get("training", {})
     if "task" in raw and raw.get("rank") != "auto":
         return ["task: is for rank: auto; add it, or leave task out"]
+    if "evaluate" in raw and run.init and INITS[run.init].changes_base:
+        return [
+            f"evaluate: init {run.init} changes the base while it trains; run `hf-lora evaluate` on the folder then"
+        ]
     if adapter["rank"] == "auto" and method != "prefix":
         adapter["rank"] = None
     try:
@@ -320,9 +330,9 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
     given = _given(raw)
     data = given.pop("data")
-    push = given.pop("push", None)
-    given = _without_lists(given)
-    return Recipe(data=DataChoice(**data), push=PushChoice(**_without_lists(push)) if push else None, **given)
+    kinds = {"push": PushChoice, "evaluate": EvaluateChoice}
+    sections = {name: kind(**_without_lists(given.pop(name))) for name, kind in kinds.items() if name in given}
+    return Recipe(data=DataChoice(**data), **sections, **_without_lists(given))
 
 
 def _without_lists(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,7 +374,7 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
-    for section in {"data", "push"} & plain.keys():
+    for section in {"data", "push", "evaluate"} & plain.keys():
         told = {key: value for key, value in plain[section].items() if value not in (None, ())}
         plain[section] = {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
     if recipe.data.eval_source:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cards.card import render_card
+from ..cards.comparisons import Comparison
 from ..cards.facts import Facts, read_facts, redact, write_text_atomically
 from ..data.examples import Examples, load_examples
 from ..errors import ConfigError, LoraExtError
@@ -21,6 +22,7 @@ from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.configuration import Preset
 from ..presets.preset import preset
+from .evaluate_choice import EvaluateChoice
 from .recipe import PushChoice, Recipe, dump_recipe
 from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
 
@@ -70,6 +72,8 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
         return _published(
             recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
         )
+    if recipe.evaluate is not None:
+        _check_evaluation(recipe.evaluate)
     if recipe.push is not None:
         _check_push(recipe.push, say)
     say(f"data     {recipe.data.source}")
@@ -149,9 +153,16 @@ def _train(
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     say("saving")
-    facts = _finish(recipe, folder, trainer, examples)
+    facts = _finish(recipe, folder, trainer, examples, say)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
     return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+
+
+def _check_evaluation(evaluate: EvaluateChoice) -> None:
+    """Find out before the training what its end would need."""
+    from ..metrics import check_installed
+
+    check_installed(evaluate.metrics)
 
 
 def _check_push(push: PushChoice, say: Say) -> None:
@@ -241,12 +252,12 @@ def _portable_recipe(recipe: Recipe) -> str:
     return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
 
 
-def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
+def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, say: Say) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from ..adapters.peft_seam import describe_saved, save_adapter
     from ..callbacks.facts import loss_title, pictures_beside
+    from ..evaluation.answers import answer_samples
     from ..plots import plot_loss
-    from .evaluation import answer_samples
 
     initial = folder.checkpoints / "initial_adapter"
     save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
@@ -254,10 +265,12 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     for history in folder.checkpoints.glob("rank_history.*"):
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
+    compared = _compared(recipe, trainer, examples, say)
     rows = examples.held_out.select(range(min(recipe.samples, len(examples.held_out))))
     facts = replace(
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
+        comparisons=compared,
         adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
         evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
@@ -268,6 +281,18 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
+
+
+def _compared(recipe: Recipe, trainer: SFTTrainer, examples: Examples, say: Say) -> tuple[Comparison, ...]:
+    """Return what the recipe wants measured of base and adapter, now that the last step is done."""
+    from ..analysis.curve import Reading
+    from ..evaluation.comparing import compare_at_end
+
+    if recipe.evaluate is None:
+        return ()
+    say(f"evaluate {', '.join(recipe.evaluate.metrics)}")
+    reading = Reading(trainer.processing_class, trainer.args.max_length, trainer.args.assistant_only_loss)
+    return (compare_at_end(trainer.model, trainer.processing_class, examples, recipe.evaluate, reading, say),)
 
 
 def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
