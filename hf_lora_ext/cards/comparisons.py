@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 __all__ = ["METRICS", "Comparison", "Difference", "Measured", "Metric", "merged_comparisons"]
@@ -138,21 +138,30 @@ class Comparison:
 
 
 def merged_comparisons(known: Sequence[Comparison], new: Comparison) -> tuple[Comparison, ...]:
-    """Return what was known with what is new; of the same rows, a metric that is measured anew replaces the old one.
+    """Return what was known with what is new.
+
+    On the same rows and by the same settings the two become one, in which a metric that was measured anew replaces the
+    old one. By other settings the old one stays beside the new, unless all of it was measured anew.
 
     Args:
         known: Comparisons of one adapter.
         new: One more.
     """
-    same = next((old for old in known if old.fingerprint == new.fingerprint), None)
-    if same is None:
-        return (*known, new)
-    if (same.resamples, same.level, same.full) == (new.resamples, new.level, new.full):
-        anew = {row.metric for row in new.measured}
-        kept = [row for row in same.measured if row.metric not in anew]
-        rows = sorted([*kept, *new.measured], key=lambda row: [*METRICS].index(row.metric))
-        notes = dict.fromkeys([*(same.notes if kept else ()), *new.notes])
-        told = {name: getattr(new, name) for name in Comparison.__slots__}
-        tokens = new.max_new_tokens or (same.max_new_tokens if kept else None)
-        new = Comparison(**{**told, "measured": tuple(rows), "notes": tuple(notes), "max_new_tokens": tokens})
-    return tuple(new if old is same else old for old in known)
+    anew = {row.metric for row in new.measured}
+    found: list[Comparison] = []
+    for old in known:
+        kept = [row for row in old.measured if row.metric not in anew]
+        if old.fingerprint != new.fingerprint or (kept and not _as_measured(old, new)):
+            found.append(old)
+        elif kept:
+            rows = sorted([*kept, *new.measured], key=lambda row: [*METRICS].index(row.metric))
+            tokens = new.max_new_tokens or old.max_new_tokens
+            notes = tuple(dict.fromkeys([*old.notes, *new.notes]))
+            new = replace(new, measured=tuple(rows), notes=notes, max_new_tokens=tokens)
+    return (*found, new)
+
+
+def _as_measured(old: Comparison, new: Comparison) -> bool:
+    """Return whether two comparisons of the same rows have the same settings."""
+    answered = None in (old.max_new_tokens, new.max_new_tokens) or old.max_new_tokens == new.max_new_tokens
+    return answered and (old.resamples, old.level, old.full) == (new.resamples, new.level, new.full)

@@ -141,25 +141,28 @@ def _model_index(facts: Facts) -> list[dict[str, Any]] | None:
     if not (task and data):
         return None
     revision = {"revision": data.revision} if data.revision and is_hub_data(facts) else {}
-    found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    found: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {}
     held_out = {"name": f"{data.name}, held-out examples", "type": data.name, **revision}
     for name, value in facts.evaluation.get("adapter", {}).items():
         if name not in again:
             entry = {"type": name.replace(" ", "_"), "value": value, "name": f"Held-out {name}"}
-            found.setdefault(held_out["name"], (held_out, []))[1].append(entry)
+            found.setdefault(held_out["name"], (held_out, {}))[1][name] = entry
     for one in facts.comparisons:
         whole = one.fingerprint == data.eval_fingerprint
         dataset = held_out if whole else {"name": f"{one.data}, {one.examples} examples", "type": one.data}
         if not one.trained_on:
-            found.setdefault(dataset["name"], (dataset, []))[1].extend(_entries(one))
-    results = [{"task": {"type": task}, "dataset": dataset, "metrics": rows} for dataset, rows in found.values()]
+            found.setdefault(dataset["name"], (dataset, {}))[1].update(_entries(one))
+    results = [
+        {"task": {"type": task}, "dataset": dataset, "metrics": [*entries.values()]}
+        for dataset, entries in found.values()
+    ]
     return [{"name": card_title(facts), "results": results}] if results else None
 
 
-def _entries(one: Comparison) -> list[dict[str, Any]]:
+def _entries(one: Comparison) -> dict[str, dict[str, Any]]:
+    """Return metric → its entry; what is measured later on the same rows takes its place."""
     before = "Held-out " if one.held_out else ""
-    return [
-        {"type": metric.hub, "value": row.adapter, "name": f"{before}{metric.words}"}
-        for row in one.measured
-        for metric in [METRICS[row.metric]]
-    ]
+    named = [(METRICS[row.metric], row.adapter) for row in one.measured]
+    return {
+        metric.words: {"type": metric.hub, "value": value, "name": f"{before}{metric.words}"} for metric, value in named
+    }
