@@ -40,7 +40,7 @@ def test_facts_read_a_comparison_back_as_it_was():
     assert Facts.from_dict(facts(one).to_dict()).comparisons == (one,)
 
 
-@pytest.mark.parametrize("broken", [{"measured": 3}, {"measured": [{"metric": "nonsense"}]}, {}])
+@pytest.mark.parametrize("broken", [{"measured": 3}, {"measured": [{"metric": "no"}]}, {}])
 def test_a_comparison_that_is_none_is_refused(broken: dict):
     with pytest.raises(ConfigError, match="facts are malformed"):
         Facts.from_dict({"schema_version": 1, "comparisons": [broken]})
@@ -111,3 +111,21 @@ def test_facts_without_a_comparison_have_no_such_section():
 
 def test_every_metric_of_a_model_index_has_a_name_of_its_own():
     assert len({metric.words for metric in METRICS.values()}) == len(METRICS)
+
+
+def test_a_model_whose_loss_is_no_number_loses_that_metric_alone():
+    from hf_lora_ext.evaluation.bootstrap import Score
+    from hf_lora_ext.evaluation.comparing import RowSource, compared
+    from hf_lora_ext.evaluation.measuring import Outcome, TextRows
+    from hf_lora_ext.evaluation.scores import mean_statistic
+
+    def outcome(loss: float) -> Outcome:
+        values = {"loss": [loss, 1.0, 2.0], "token_accuracy": [0.0, 1.0, 1.0]}
+        return Outcome(scores={name: Score(mean_statistic(given), 3) for name, given in values.items()})
+
+    rows = TextRows(examples=(), questions=(), max_new_tokens=40, notes=())
+    source = RowSource(name="rows", held_out=True, fingerprint="e", trained_on=0)
+    found = compared({"base": outcome(3.0), "adapter": outcome(float("nan"))}, rows, source, 3)
+    assert [row.metric for row in found.measured] == ["token_accuracy"]
+    assert any("left out: loss" in note for note in found.notes)
+    assert Facts.from_dict(facts(found).to_dict()).comparisons == (found,)

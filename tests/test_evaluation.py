@@ -34,7 +34,9 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     source = write_jsonl(root / "pairs.jsonl", PAIRS)
     file = root / "recipe.yaml"
     file.write_text(RECIPE.format(model=tiny_model, folder=root / "run", source=source), encoding="utf8")
-    run_recipe(load_recipe(file), say=lambda line: None)
+    said: list[str] = []
+    run_recipe(load_recipe(file), say=said.append)
+    assert any(line.endswith("exact match: 0 to 0, +0 (+0 to +0), no difference") for line in said)
     return root / "run"
 
 

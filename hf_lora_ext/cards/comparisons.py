@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -73,6 +74,13 @@ class Measured:
     """The adapted model's value over that one's."""
 
     @property
+    def is_finite(self) -> bool:
+        """Whether all of it are numbers; a model that overflows has a loss that is none."""
+        found = [self.base, self.adapter, 0.0 if self.full is None else self.full]
+        ends = [(one.low, one.high) for one in (self.change, self.beside_full) if one is not None]
+        return all(map(math.isfinite, [*found, *(end for pair in ends for end in pair)]))
+
+    @property
     def verdict(self) -> str:
         """What the interval says of the adapter: `better`, `worse` or `no difference`.
 
@@ -121,6 +129,15 @@ class Comparison:
     notes: Sequence[str] = ()
     """What a reader must know, a sentence each."""
 
+    @property
+    def lines(self) -> list[str]:
+        """What was found, a metric a line."""
+        return [
+            f"{METRICS[row.metric].words}: {row.base:.4g} to {row.adapter:.4g}, {row.change.value:+.4g} "
+            f"({row.change.low:+.4g} to {row.change.high:+.4g}), {row.verdict}"
+            for row in self.measured
+        ]
+
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Comparison:
         """Return the comparison in a mapping that `dataclasses.asdict` made.
@@ -128,7 +145,7 @@ class Comparison:
         Raises:
             TypeError: If it is none.
         """
-        rows = [dict(row) for row in raw["measured"]]
+        rows = [dict(row) for row in raw.get("measured", ())]
         for row in rows:
             row |= {name: Difference(**row[name]) for name in ("change", "beside_full") if row.get(name)}
             if row["metric"] not in METRICS:

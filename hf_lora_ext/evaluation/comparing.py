@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..analysis.curve import Reading
 from ..analysis.passes import at_rest
-from ..cards.comparisons import Comparison
+from ..cards.comparisons import METRICS, Comparison
 from ..cards.facts import Sample
 from ..data.examples import Examples, fingerprint, sample_rows
 from ..errors import ConfigError
@@ -114,7 +114,10 @@ def compared(
     scores = {who: outcome.scores for who, outcome in told.items()}
     if (fewest := min(score.examples for score in scores["adapter"].values())) < 2:
         raise ConfigError(f"{fewest} row is left to measure on, which gives no interval; give at least 2, better 100")
-    measured = compare(scores["base"], scores["adapter"], scores.get("full"), resamples=resamples)
+    whole = compare(scores["base"], scores["adapter"], scores.get("full"), resamples=resamples)
+    measured = tuple(row for row in whole if row.is_finite)
+    lost = [METRICS[row.metric].words for row in whole if not row.is_finite]
+    overflow = (f"Not a number, and so left out: {', '.join(lost)}.",) if lost else ()
     answered = isinstance(rows, TextRows) and any(row.metric.startswith(("exact", "rouge")) for row in measured)
     return Comparison(
         data=source.name,
@@ -127,7 +130,7 @@ def compared(
         trained_on=source.trained_on,
         full=full,
         max_new_tokens=rows.max_new_tokens if isinstance(rows, TextRows) and answered else None,
-        notes=(*_notes(told, source, fewest, count, answered), *rows.notes),
+        notes=(*_notes(told, source, fewest, count, answered), *overflow, *rows.notes),
     )
 
 

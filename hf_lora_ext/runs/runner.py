@@ -292,7 +292,10 @@ def _compared(recipe: Recipe, trainer: SFTTrainer, examples: Examples, say: Say)
         return ()
     say(f"evaluate {', '.join(recipe.evaluate.metrics)}")
     reading = Reading(trainer.processing_class, trainer.args.max_length, trainer.args.assistant_only_loss)
-    return (compare_at_end(trainer.model, trainer.processing_class, examples, recipe.evaluate, reading, say),)
+    found = compare_at_end(trainer.model, trainer.processing_class, examples, recipe.evaluate, reading, say)
+    for line in found.lines:
+        say(f"         {line}")
+    return (found,)
 
 
 def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
