@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cards.comparisons import Difference
@@ -81,15 +82,20 @@ def run_harness(
     check_harness(tasks)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     # HFLM takes transformers' model alone, in which peft's layers are; switched off, they leave the base.
     harnessed = HFLM(pretrained=model.get_base_model(), tokenizer=tokenizer, batch_size=batch_size)
+    # Its own tasks are thousands of files, which are read only where one of them is asked for by name.
+    known = TaskManager(include_defaults=not all(Path(task).is_file() for task in tasks))
     told: dict[str, Told] = {}
     for who, mode in (("base", model.disable_adapter()), ("adapter", nullcontext())):
         say(f"{who:<8} lm_eval {', '.join(tasks)}")
         try:
             with mode:
-                found = simple_evaluate(harnessed, tasks=[*tasks], limit=limit, bootstrap_iters=0, log_samples=True)
+                found = simple_evaluate(
+                    harnessed, tasks=[*tasks], limit=limit, bootstrap_iters=0, log_samples=True, task_manager=known
+                )
         except (KeyError, ValueError, OSError) as error:
             raise ConfigError(f"lm_eval refuses {', '.join(tasks)}: {str(error).splitlines()[0]}") from error
         told[who] = found["samples"]
