@@ -96,8 +96,9 @@ def run_harness(
                 found = simple_evaluate(
                     harnessed, tasks=[*tasks], limit=limit, bootstrap_iters=0, log_samples=True, task_manager=known
                 )
-        except (KeyError, ValueError, OSError) as error:
-            raise ConfigError(f"lm_eval refuses {', '.join(tasks)}: {str(error).splitlines()[0]}") from error
+        except (KeyError, OSError, TypeError, ValueError) as error:  # TypeError: a task's file that lacks a part
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"lm_eval refuses {', '.join(tasks)}: {why}") from error
         told[who] = found["samples"]
     return paired_rows(told["base"], told["adapter"], resamples=resamples)
 
