@@ -152,8 +152,8 @@ def _cells(other: float, adapter: float, change: Difference) -> tuple[str, ...]:
     return (
         f"{other:.4g}",
         f"{adapter:.4g}",
-        f"{change.value:+.4g}",
-        f"{change.low:+.4g} to {change.high:+.4g}",
+        f"{change.value:+.3g}",
+        f"{change.low:+.3g} to {change.high:+.3g}",
     )
 
 
