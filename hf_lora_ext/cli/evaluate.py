@@ -140,7 +140,7 @@ def _table(title: str, level: float, other: str) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, collapse_padding=True)
     table.add_column("metric", no_wrap=True)
     for heading in (other, "adapter", "change", f"{100 * level:g} % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
