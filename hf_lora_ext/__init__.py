@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
     from .choices.advice import Advice, advise
+    from .evaluation.evaluation import Evaluation, evaluate_adapter
     from .export.engines import check_engine
     from .export.export import Exported, export_adapter
     from .memory.remedies import DoesNotFit
@@ -54,6 +55,7 @@ __all__ = [
     "Compressed",
     "ConfigError",
     "DoesNotFit",
+    "Evaluation",
     "Exported",
     "Facts",
     "FactsCallback",
@@ -81,6 +83,7 @@ __all__ = [
     "advise",
     "check_engine",
     "compress_adapter",
+    "evaluate_adapter",
     "export_adapter",
     "load_recipe",
     "load_sweep",
@@ -111,6 +114,8 @@ _LAZY: Final = {
     "DoesNotFit": "memory.remedies",
     "Advice": "choices.advice",
     "advise": "choices.advice",
+    "Evaluation": "evaluation.evaluation",
+    "evaluate_adapter": "evaluation.evaluation",
     "check_engine": "export.engines",
     "Exported": "export.export",
     "export_adapter": "export.export",

@@ -21,9 +21,9 @@ LAYERS = {
         "choices": "methods wishes adapter run advice overfitting",
         "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory measured",
         "presets": "configuration preset explanation arguments launch",
-        "cards": "facts fact_keys plain_values card metadata view usage ownership markdown licences layer_ranks "
-        "emissions",
-        "runs": "recipe recipe_rules declared emission trackers",
+        "cards": "facts fact_keys plain_values comparisons card metadata view usage ownership markdown licences "
+        "layer_ranks emissions",
+        "runs": "recipe recipe_rules declared evaluate_choice emission trackers",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
         "hub": "landing",
@@ -31,6 +31,8 @@ LAYERS = {
         "push": "leaks release release_terms release_card plan schedule token_scopes",
         "sweep": "space settings outcome",
         "export": "forms engine_rules",
+        "evaluation": "bootstrap scores",
+        "metrics": "definitions",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
@@ -44,12 +46,14 @@ LAYERS = {
         "models": "base_models shape_sources stored_weights",
         "hub": "__init__ failures repository",
         "adapters": "located",
-        "data": "examples files stdlib_docstrings tokens",
+        "data": "examples files labelled stdlib_docstrings tokens",
         "push": "base_terms",
-        "runs": "evaluation launching processes recipe_plan run_folder sharded shipped",
+        "runs": "launching processes recipe_plan run_folder sharded shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",
         "export": "base weight_changes merging comparison",
+        "evaluation": "answers classes pictures",
+        "metrics": "__init__ accuracy exact_match f1 rouge",
     },
     4: {
         "": "trainers",
@@ -59,6 +63,7 @@ LAYERS = {
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",
         "export": "export",
+        "evaluation": "measuring comparing evaluation harness",
     },
     5: {"": "__init__", "cli": "*"},
 }
@@ -67,7 +72,10 @@ THIRD_PARTY = {
     0: set(),
     1: {"torch"},
     2: {"torch", "peft", "safetensors"},
-    3: {"torch", "peft", "safetensors", "huggingface_hub", "matplotlib", "transformers", "datasets"},
+    3: {
+        *{"torch", "peft", "safetensors", "huggingface_hub", "matplotlib", "transformers", "datasets"},
+        *{"evaluate", "rouge_score"},
+    },
     4: {"torch", "peft", "safetensors", "huggingface_hub", "matplotlib", "transformers", "datasets", "trl"},
     5: {"click"},
 }
@@ -112,9 +120,11 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     here = path.relative_to(PACKAGE).parts
 
     def named(node: ast.ImportFrom) -> list[str]:
-        if node.level == 0:
-            return [(node.module or "").partition(".")[0]]
-        base = ".".join([*here[: len(here) - node.level], *((node.module or "").split(".") if node.module else [])])
+        library, _, own = (node.module or "").partition(".")
+        if node.level == 0 and library != PACKAGE.name:
+            return [library]
+        base = own if node.level == 0 else ".".join([*here[: len(here) - node.level], *(node.module or "").split(".")])
+        base = base.strip(".")
         inside = [f"{base}.{alias.name}".removeprefix(".") for alias in node.names]
         whole = base if base in MODULES else f"{base}.__init__".removeprefix(".")
         return [
@@ -208,6 +218,9 @@ def test_no_late_import_is_listed_in_vain():
         ("trl", {"runs.training", "trainers", "cli"}),
         ("huggingface_hub", {"hub"}),
         ("optuna", {"sweep.store"}),
+        ("evaluate", {"metrics"}),
+        ("rouge_score", {"metrics"}),
+        ("lm_eval", {"evaluation.harness"}),
         ("peft", {"runs.training", "adapters", "ranks.lora_layers"}),
     ],
 )

@@ -262,7 +262,7 @@ def _write_facts(facts: Facts, draft: Path, done: Compressed, measured: RankCurv
         facts,
         adapter=told | new | {"trainable_parameters": done.parameters, "compressed_from": {**was, **how}},
         evaluation={who: {"loss": round(loss, 6)} for who, loss in losses.items()},
-        samples=(), pictures=(), repo_id=None,
+        comparisons=(), samples=(), pictures=(), repo_id=None,
     )  # fmt: skip
     write_text_atomically(draft / FACTS, smaller.to_json())
     write_text_atomically(draft / CARD, render_card(smaller))

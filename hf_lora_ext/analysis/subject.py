@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..cards.facts import Facts, read_facts
 from ..choices.methods import Method
 from ..data.examples import Examples, load_examples
+from ..data.labelled import read_labelled
 from ..errors import AdapterError, ConfigError
 from ..models.base_models import find_base_model
 from ..runs.recipe import DataChoice, Recipe, load_recipe
@@ -17,9 +18,9 @@ from ..runs.run_folder import RECIPE_FILE
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Subject", "find_subject"]
+__all__ = ["Subject", "find_subject", "training_rows"]
 
 Row = Mapping[str, Any]
 
@@ -44,9 +45,16 @@ class Subject:
     """Tokens of a row that it was trained on."""
     assistant_only: bool | None
     """Whether of messages only the assistant's turns counted; None where that is not known."""
+    facts: Facts | None
+    """What the run left of itself."""
+    classifies: bool
+    """Whether it is a classifier's, which gives a label and no text."""
 
-    def load_(self) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    def load_(self, labels: int | None = None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """Load the adapted model, as its run held it, and the tokenizer.
+
+        Args:
+            labels: How many labels a classifier tells apart.
 
         Raises:
             ConfigError: If the base cannot be found.
@@ -55,7 +63,19 @@ class Subject:
         from ..runs.training import load_adapted
 
         base = find_base_model(self.base, self.revision)
-        return load_adapted(preset(base.path, method=self.method), base, self.folder)
+        return load_adapted(preset(base.path, method=self.method), base, self.folder, labels)
+
+    def load_whole_(self, folder: Path, labels: int | None = None) -> PreTrainedModel:
+        """Load a model whose weights all trained, in the precision of the adapter's base, ready to be asked.
+
+        Args:
+            folder: Where it was saved.
+            labels: How many labels a classifier tells apart.
+        """
+        from ..presets.preset import preset
+        from ..runs.training import load_whole
+
+        return load_whole(preset(str(folder), method="lora"), folder, labels)
 
 
 def find_subject(
@@ -65,6 +85,7 @@ def find_subject(
     data: str | None = None,
     calibration: str | None = None,
     max_length: int | None = None,
+    calibrated: bool = True,
 ) -> Subject:
     """Return what is known of an adapter; nothing is loaded but rows of text.
 
@@ -76,6 +97,7 @@ def find_subject(
         data: Rows to measure on, as a recipe's `data.source`; else those that the run held out.
         calibration: Rows that it was trained on, likewise; else the run's.
         max_length: Tokens of a row to keep; else as in the run.
+        calibrated: Whether training rows are needed where `data` is given; else the run's rows are then left unread.
 
     Raises:
         ConfigError: If rows cannot be read, or are others than in the run.
@@ -83,9 +105,11 @@ def find_subject(
     """
     folder = Path(adapter)
     config = _config(folder)
+    classifies = config.get("task_type") == "SEQ_CLS"
     recipe = load_recipe(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
     facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
-    own = _own_examples(folder, recipe, facts) if recipe and not (data and calibration) else None
+    settled = data and (calibration or not calibrated)
+    own = _own_examples(folder, recipe, facts) if recipe and not settled else None
     given = facts.hyperparameters if facts else {}
     named = base or (recipe.model if recipe else config.get("base_model_name_or_path"))
     if not named:
@@ -95,11 +119,26 @@ def find_subject(
         base=str(named),
         revision=recipe.revision if recipe and not base else None,
         method=recipe.method if recipe else "lora",
-        held_out=_rows(data) if data else own.held_out if own else None,
-        training=_rows(calibration) if calibration else own.train if own else None,
+        held_out=_rows(data, classifies) if data else own.held_out if own else None,
+        training=_rows(calibration, classifies) if calibration else own.train if own else None,
         max_length=max_length or given.get("max_length"),
         assistant_only=given.get("assistant_only_loss"),
+        facts=facts,
+        classifies=classifies,
     )
+
+
+def training_rows(adapter: str | Path) -> Iterable[Row] | None:
+    """Return the rows that an adapter was trained on; None where no recipe says so, or they are no longer there."""
+    folder = Path(adapter)
+    if not (folder / RECIPE_FILE).is_file():
+        return None
+    facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
+    try:
+        rows: Iterable[Row] = _own_examples(folder, load_recipe(folder / RECIPE_FILE), facts).train
+    except ConfigError:
+        return None
+    return rows
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -111,9 +150,11 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_config(file)
 
 
-def _rows(source: str) -> Iterable[Row]:
-    """Return all rows of a source, checked."""
-    rows: Iterable[Row] = load_examples(DataChoice(source=source, eval_source=source)).held_out
+def _rows(source: str, classifies: bool) -> Iterable[Row]:
+    """Return all rows of a source, checked; a classifier's with their labels."""
+    rows: Iterable[Row] = (
+        read_labelled(source) if classifies else load_examples(DataChoice(source=source, eval_source=source)).held_out
+    )
     return rows
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from ..errors import ConfigError
+from .comparisons import Comparison
 from .fact_keys import AdapterFacts, EnvironmentFacts, RunFacts
 from .plain_values import misfit
 
@@ -129,6 +130,8 @@ class Facts:
     """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
+    comparisons: Sequence[Comparison] = ()
+    """Base and adapter on the same rows, with intervals, as `hf-lora evaluate` finds them."""
     samples: Sequence[Sample] = ()
     """Held-out examples answered before and after."""
     environment: Annotated[Mapping[str, Any], EnvironmentFacts] = field(default_factory=dict)
@@ -174,6 +177,7 @@ class Facts:
         if given.get("stated") is not None:
             stated = given["stated"]
             given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
+        given["comparisons"] = tuple(map(Comparison.from_dict, given.get("comparisons", ())))
         given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
         given["loss_history"] = tuple(given.get("loss_history", ()))
         given["pictures"] = tuple(given.get("pictures", ()))

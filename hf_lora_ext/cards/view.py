@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..strict_yaml import dump_yaml
+from .comparisons import METRICS
 from .facts import Facts
 from .layer_ranks import module_and_layer, ranks_by_module
 from .licences import LICENCE_TERMS
 from .markdown import cell, code, hub_link, inline
-from .metadata import adapter_kind, card_metadata, card_title, is_hub_data, training_method
+from .metadata import adapter_kind, card_metadata, card_title, is_hub_data, measured_again, training_method
 from .usage import usage_code
 
 __all__ = ["card_view"]
@@ -52,6 +53,8 @@ def card_view(facts: Facts) -> dict[str, Any]:
         "shaping": {name: given[name] for name in _SHAPING if name in given},
         "other_arguments": {name: value for name, value in given.items() if name not in _SHAPING},
         "evaluation": _comparison(facts),
+        "comparisons": facts.comparisons,
+        "metric_words": {name: metric.words for name, metric in METRICS.items()},
         "losses": _losses(facts),
         "run_rows": _run_rows(facts),
     }
@@ -140,9 +143,13 @@ def _rows(key: str, value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _comparison(facts: Facts) -> list[tuple[str, float | None, float | None]]:
-    """Return metric, base's value and adapter's value, None where one was not measured."""
+    """Return metric, base's value and adapter's value, None where one was not measured.
+
+    What was measured again on the same rows, with its interval, stands in the comparison instead.
+    """
     base, adapter = facts.evaluation.get("base", {}), facts.evaluation.get("adapter", {})
-    return [(metric, base.get(metric), adapter.get(metric)) for metric in {**base, **adapter}]
+    again = measured_again(facts)
+    return [(metric, base.get(metric), adapter.get(metric)) for metric in {**base, **adapter} if metric not in again]
 
 
 def _losses(facts: Facts) -> dict[str, tuple[Mapping[str, float], Mapping[str, float]]]:

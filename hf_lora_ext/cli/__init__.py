@@ -21,6 +21,7 @@ VERBS: Final = {
     "sweep": "Try a recipe at many points, and say which is best.",
     "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
     "curve": "Say what an adapter would lose at every smaller size.",
+    "evaluate": "Say what an adapter changes on held-out rows, with intervals.",
     "compress": "Write a smaller adapter: the directions that are worth most.",
     "export": "Write an adapter in the form that an inference engine loads.",
     "merge": "Write the whole model with an adapter in its weights.",
@@ -43,6 +44,7 @@ Examples:
   hf-lora sweep recipes/sweep_rank.yaml --dry-run
   hf-lora ranks out/quickstart
   hf-lora curve out/quickstart
+  hf-lora evaluate out/quickstart --metrics loss,rouge
   hf-lora compress out/quickstart out/half --budget 50%
   hf-lora export out/quickstart out/portable --for vllm
   hf-lora card out/quickstart

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..runs.recipe import DataChoice
 
-__all__ = ["Examples", "describe_dataset", "fingerprint", "load_examples"]
+__all__ = ["Examples", "describe_dataset", "fingerprint", "load_examples", "sample_rows"]
 
 FORMS: Final = {"prompt-completion": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
 BUILTIN: Final = "builtin:"
@@ -67,8 +67,8 @@ def load_examples(choice: DataChoice) -> Examples:
         train, held_out = _split(rows, choice, group_by)
         whole = f"`{group_by}`" if group_by else "example"
         notes.append(f"Held out by a hash of the {whole}, so that no {whole} is on both sides.")
-    train = _sample(train, choice.train_examples).select_columns([*FORMS[form]])
-    held_out = _sample(held_out, choice.eval_examples).select_columns([*FORMS[form]])
+    train = sample_rows(train, choice.train_examples).select_columns([*FORMS[form]])
+    held_out = sample_rows(held_out, choice.eval_examples).select_columns([*FORMS[form]])
     facts = describe_dataset(train, held_out, _shown_name(choice.source), revision, " ".join(notes))
     return Examples(train=train, held_out=held_out, facts=facts)
 
@@ -254,7 +254,7 @@ def _hash_fraction(value: Any) -> float:
     return int.from_bytes(hashlib.sha256(_canonical(value)).digest()[:6]) / 2**48
 
 
-def _sample(rows: Dataset, limit: int | None) -> Dataset:
+def sample_rows(rows: Dataset, limit: int | None) -> Dataset:
     """Keep `limit` rows, chosen and ordered by a hash of their content; without a limit, all as they are."""
     if limit is None or len(rows) <= limit:
         return rows

@@ -18,6 +18,7 @@ from ..choices.wishes import LoraWishes, check_wishes, wish_features
 from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
 from .declared import HardwareChoice, hardware_problems
+from .evaluate_choice import EvaluateChoice, evaluate_problems
 from .recipe_rules import (
     FRACTION,
     FROM_0,
@@ -147,6 +148,8 @@ class Recipe:
     """Held-out examples answered by base and adapter at the end."""
     overfitting: Literal["warn", "stop", "best", "ignore"] | None = None
     """What is done about it; by default `best`, or `warn` where it cannot be, below `advice.SMALL_DATA` examples."""
+    evaluate: EvaluateChoice | None = None
+    """What is measured of base and adapter at the end, beside what the trainer measures."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
@@ -197,6 +200,7 @@ _RECIPE_RULES: Final = {
     "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
     "samples": FROM_0,
     "overfitting": one_of("warn", "stop", "best", "ignore"),
+    "evaluate": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `metrics`"),
     "seed": FROM_0,
     "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
     "hardware": Rule(lambda v: isinstance(v, Mapping), "a mapping such as {gpus: 2, gpu_memory_gib: 24}"),
@@ -270,6 +274,8 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
     raw = _given(raw)
     problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
     data, training, push = raw.get("data"), raw.get("training"), raw.get("push")
+    if isinstance(measured := raw.get("evaluate"), Mapping):
+        problems += evaluate_problems(measured)
     if isinstance(data, Mapping):
         problems += find_problems(data, _DATA_RULES, required=("source",), prefix="data.")
         if data.get("eval_source") and "eval_fraction" in data:
@@ -306,6 +312,12 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
         return ["task: is for rank: auto; add it, or leave task out"]
     if (raw.get("overfitting"), method) in (("best", "adalora"), ("best", "prefix"), ("stop", "adalora")):
         return [f"overfitting: {raw['overfitting']} does not work with method {method}; use warn or ignore"]
+    if "evaluate" in raw and run.init and INITS[run.init].changes_base:
+        return [
+            f"evaluate: init {run.init} changes the base while it trains; run `hf-lora evaluate` on the folder then"
+        ]
+    if "evaluate" in raw and run.sharding in ("fsdp", "zero3"):
+        return [f"evaluate: under {run.sharding} no process has the whole model; run `hf-lora evaluate` on the folder"]
     if adapter["rank"] == "auto" and method != "prefix":
         adapter["rank"] = None
     try:
@@ -337,14 +349,9 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
     given = _given(raw)
     data = given.pop("data")
-    push, hardware = given.pop("push", None), given.pop("hardware", None)
-    given = _without_lists(given)
-    return Recipe(
-        data=DataChoice(**data),
-        push=PushChoice(**_without_lists(push)) if push else None,
-        hardware=HardwareChoice(**hardware) if hardware else None,
-        **given,
-    )
+    kinds = {"push": PushChoice, "evaluate": EvaluateChoice, "hardware": HardwareChoice}
+    sections = {name: kind(**_without_lists(given.pop(name))) for name, kind in kinds.items() if name in given}
+    return Recipe(data=DataChoice(**data), **sections, **_without_lists(given))
 
 
 def _without_lists(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -399,7 +406,7 @@ def lay_over(raw: Mapping[str, Any], values: Mapping[str, Any], where: str) -> d
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
-    for section in {"data", "push", "hardware"} & plain.keys():
+    for section in {"data", "push", "evaluate", "hardware"} & plain.keys():
         told = {key: value for key, value in plain[section].items() if value not in (None, ())}
         plain[section] = {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
     if recipe.data.eval_source:

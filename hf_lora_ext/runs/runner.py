@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cards.card import render_card
+from ..cards.comparisons import Comparison
 from ..cards.facts import Facts, read_facts, redact, write_text_atomically
 from ..choices.advice import overfitting_risk
 from ..data.examples import Examples, load_examples
@@ -23,6 +24,7 @@ from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
+from .evaluate_choice import EvaluateChoice
 from .processes import by_first, find_processes, first_then_others
 from .recipe import PushChoice, Recipe, dump_recipe
 from .recipe_plan import check_launched, preset_here
@@ -83,6 +85,8 @@ def run_recipe(
         return done
     check_launched(recipe.sharding)
     check_trackers(recipe.training.get("report_to"))
+    if recipe.evaluate is not None:
+        _check_evaluation(recipe.evaluate)
     if (push := recipe.push) is not None:
         by_first(lambda: _check_push(push, say))
     say(f"data     {recipe.data.source}")
@@ -181,7 +185,7 @@ def _ended(
     recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, checkpoint: Path | None, say: Say
 ) -> RunResult:
     """Complete the folder and publish it: the first process's part."""
-    facts = _finish(recipe, folder, trainer, examples)
+    facts = _finish(recipe, folder, trainer, examples, say)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
     return _published(recipe, result, say)
 
@@ -193,6 +197,13 @@ def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCall
     if recipe.overfitting == "ignore" or (recipe.overfitting is None and overfitting_risk(examples) is None):
         return []
     return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
+
+
+def _check_evaluation(evaluate: EvaluateChoice) -> None:
+    """Find out before the training what its end would need."""
+    from ..metrics import check_installed
+
+    check_installed(evaluate.metrics)
 
 
 def _check_push(push: PushChoice, say: Say) -> None:
@@ -282,12 +293,12 @@ def _portable_recipe(recipe: Recipe) -> str:
     return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
 
 
-def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples) -> Facts:
+def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, say: Say) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from ..adapters.peft_seam import describe_saved, save_adapter
     from ..callbacks.facts import loss_title, pictures_beside
+    from ..evaluation.answers import answer_samples
     from ..plots import plot_loss
-    from .evaluation import answer_samples
     from .sharded import is_sharded
 
     initial = folder.checkpoints / "initial_adapter"
@@ -297,11 +308,13 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     for history in folder.checkpoints.glob("rank_history.*"):
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
+    compared = _compared(recipe, trainer, examples, say)
     wanted = 0 if is_sharded(trainer) else recipe.samples  # parts of a model answer only all together
     rows = examples.held_out.select(range(min(wanted, len(examples.held_out))))
     facts = replace(
         facts,
         samples=answer_samples(trainer.model, trainer.processing_class, rows),
+        comparisons=compared,
         adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
         evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
@@ -312,6 +325,21 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
+
+
+def _compared(recipe: Recipe, trainer: SFTTrainer, examples: Examples, say: Say) -> tuple[Comparison, ...]:
+    """Return what the recipe wants measured of base and adapter, now that the last step is done."""
+    from ..analysis.curve import Reading
+    from ..evaluation.comparing import compare_at_end
+
+    if recipe.evaluate is None:
+        return ()
+    say(f"evaluate {', '.join(recipe.evaluate.metrics)}")
+    reading = Reading(trainer.processing_class, trainer.args.max_length, trainer.args.assistant_only_loss)
+    found = compare_at_end(trainer.model, trainer.processing_class, examples, recipe.evaluate, reading, say)
+    for line in found.lines:
+        say(f"         {line}")
+    return (found,)
 
 
 def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftConfig, PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from ..data.examples import Examples
@@ -42,6 +42,7 @@ __all__ = [
     "build_trainer",
     "counts_assistant_only",
     "load_adapted",
+    "load_whole",
     "marks_assistant",
     "method_callbacks",
     "model_kwargs",
@@ -284,21 +285,52 @@ def build_trainer(
     return trainer
 
 
-def load_adapted(preset: Preset, base: BaseModel, folder: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_adapted(
+    preset: Preset, base: BaseModel, folder: Path, labels: int | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Return a saved adapter on its base, loaded as the preset wants it, and the tokenizer beside the adapter.
 
     Args:
         preset: How the base is held.
         base: Where the base is, whose tokenizer is taken where the adapter has none.
         folder: The adapter.
+        labels: How many labels a classifier tells apart; the base's own head is then drawn by chance, the same always.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     own = (folder / "tokenizer_config.json").is_file()
     source = {"pretrained_model_name_or_path": str(folder)} if own else {
         "pretrained_model_name_or_path": base.path, "revision": base.revision
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
+    model = _loaded(preset, base.path, labels, revision=base.revision)
+    if model.config.pad_token_id is None:  # a classifier finds a text's last token by it
+        model.config.pad_token_id = tokenizer.pad_token_id
     return PeftModel.from_pretrained(model, str(folder)), tokenizer
+
+
+def load_whole(preset: Preset, folder: Path, labels: int | None = None) -> PreTrainedModel:
+    """Return a model whose weights all trained, in evaluation mode.
+
+    Args:
+        preset: In what precision.
+        folder: Where it was saved.
+        labels: How many labels a classifier tells apart; None for a model that writes.
+    """
+    return _loaded(preset, str(folder), labels).eval()
+
+
+def _loaded(preset: Preset, path: str, labels: int | None, **settings: Any) -> PreTrainedModel:
+    """Return a model where this machine computes; bitsandbytes places what it packs itself."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+
+    settings |= model_kwargs(preset)
+    if labels is None:
+        model = AutoModelForCausalLM.from_pretrained(path, **settings)
+    else:
+        set_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels, **settings)
+    packed = preset.bits is not None or not torch.accelerator.is_available()
+    return model if packed else model.to(torch.accelerator.current_accelerator())

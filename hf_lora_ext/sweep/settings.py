@@ -49,7 +49,7 @@ _WHOLE: Final = (
     "training.per_device_train_batch_size",
 )  # fmt: skip
 """Keys whose ranges have whole numbers alone; {low: 0, high: 1} of another has what is between."""
-_FULL_IGNORES: Final = (*_ADAPTER_KEYS, "task", "new_tokens", "push")
+_FULL_IGNORES: Final = (*_ADAPTER_KEYS, "task", "new_tokens", "evaluate", "push")
 """Keys of a recipe that say nothing where all weights train."""
 
 _RULES: Final = {
@@ -194,8 +194,9 @@ def _axis_problems(key: str, axis: Any, strategy: str) -> list[str]:
 
 
 def _why_not(key: str) -> str:
-    known = {"model", "data", "samples", "overfitting", "push", *(f"training.{name}" for name in TRAINING_RULES)}
-    if key in known or key.startswith(("data.", "push.")):
+    known = {"model", "data", "samples", "overfitting", "evaluate", "push"}
+    known |= {f"training.{name}" for name in TRAINING_RULES}
+    if key in known or key.startswith(("data.", "evaluate.", "push.")):
         return "trials that differ in it cannot be compared by their held-out loss; set it in base or fixed"
     if key in ("seed", "output_dir"):
         return f"each run gets its own; {'use `seeds`' if key == 'seed' else 'leave it out'}"
