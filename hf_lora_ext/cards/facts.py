@@ -177,7 +177,10 @@ class Facts:
         if given.get("stated") is not None:
             stated = given["stated"]
             given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
-        given["comparisons"] = tuple(map(Comparison.from_dict, given.get("comparisons", ())))
+        try:
+            given["comparisons"] = tuple(map(Comparison.from_dict, given.get("comparisons", ())))
+        except TypeError as error:  # a metric that this version does not know
+            raise ConfigError(f"facts are malformed ({error}); write them anew") from error
         given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
         given["loss_history"] = tuple(given.get("loss_history", ()))
         given["pictures"] = tuple(given.get("pictures", ()))
