@@ -23,7 +23,7 @@ LAYERS = {
         "presets": "configuration preset explanation arguments launch",
         "cards": "facts fact_keys plain_values comparisons card metadata view usage ownership markdown licences "
         "layer_ranks emissions",
-        "runs": "recipe recipe_rules declared evaluate_choice emission trackers",
+        "runs": "recipe recipe_rules declared evaluate_choice push_choice emission trackers",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
         "hub": "landing",

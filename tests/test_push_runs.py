@@ -15,7 +15,7 @@ from push_runs import REPO, pushing_to
 
 from hf_lora_ext import ConfigError, PushError, Recipe, load_recipe, run_recipe
 from hf_lora_ext.push.release import WEIGHTS
-from hf_lora_ext.runs.recipe import PushChoice
+from hf_lora_ext.runs.push_choice import PushChoice
 
 SCRIPT = Path(__file__).parent / "pushing_run.py"
 PUSH = PushChoice(repo=REPO, tag="v1", license="mit")

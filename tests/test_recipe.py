@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hf_lora_ext.choices.adapter import METHODS
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.runs.declared import HardwareChoice
+from hf_lora_ext.runs.push_choice import _RULES as _PUSH_RULES
+from hf_lora_ext.runs.push_choice import PushChoice
 from hf_lora_ext.runs.recipe import (
     _DATA_RULES,
-    _PUSH_RULES,
     _RECIPE_RULES,
     TRAINING_RULES,
     DataChoice,
-    PushChoice,
     Recipe,
     apply_overrides,
     dump_recipe,

@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
 from .declared import HardwareChoice, hardware_problems
 from .evaluate_choice import EvaluateChoice, evaluate_problems
+from .push_choice import PushChoice, push_problems
 from .recipe_rules import (
     FRACTION,
     FROM_0,
@@ -37,7 +38,6 @@ from .trackers import TRACKERS, trackers_in
 
 __all__ = [
     "DataChoice",
-    "PushChoice",
     "Recipe",
     "apply_overrides",
     "dump_recipe",
@@ -72,36 +72,6 @@ class DataChoice:
     """Use at most this many held-out examples."""
     max_characters: int | None = None
     """Leave out examples with more characters than this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushChoice:
-    """Where the adapter is published. The token is never a recipe's: it is the one that is logged in."""
-
-    repo: str
-    """`owner/name` on the Hub; a bare name is one in your own account."""
-    every_saves: int | None = None
-    """Push every so many checkpoints too; the finished run is always pushed."""
-    private: bool | None = None
-    """Whether a new repository is private; the account's default decides otherwise."""
-    revision: str | None = None
-    """Branch."""
-    tag: str | None = None
-    """Name that the finished run's commit gets once it is verified."""
-    license: str | None = None
-    """The adapter's licence by its Hub identifier; else the base's."""
-    license_name: str | None = None
-    """Its name, where `license` is `other`."""
-    license_link: str | None = None
-    """Where its text is, where `license` is `other`."""
-    allow: tuple[str, ...] = ()
-    """Logins, hosts, dataset ids, a private base's id and paths that may be published, word for word."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What every push of the run is given."""
-        names = ("private", "revision", "license", "license_name", "license_link", "allow")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,17 +194,6 @@ _DATA_RULES: Final = {
     "eval_examples": FROM_1,
     "max_characters": FROM_1,
 }
-_PUSH_RULES: Final = {
-    "repo": TEXT,
-    "every_saves": FROM_1,
-    "private": SWITCH,
-    "revision": TEXT,
-    "tag": TEXT,
-    "license": TEXT,
-    "license_name": TEXT,
-    "license_link": TEXT,
-    "allow": Rule(is_names, "a list of names and paths that may be public"),
-}
 TRAINING_RULES: Final = {
     "activation_checkpointing": SWITCH,
     "assistant_only_loss": SWITCH,
@@ -289,16 +248,10 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
         if training.get("bf16") and training.get("fp16"):
             problems.append("training.bf16 and training.fp16 exclude each other; remove one")
     if isinstance(push, Mapping):
-        problems += _push_problems(push)
+        problems += push_problems(push)
     if isinstance(hardware := raw.get("hardware"), Mapping):
         problems += hardware_problems(hardware)
     return problems or _conflicts(raw)
-
-
-def _push_problems(push: Mapping[str, Any]) -> list[str]:
-    secret = "push.token: a recipe is shared, so it holds no token; log in with `hf auth login`, or set HF_TOKEN"
-    told = {key: value for key, value in push.items() if key != "token"}
-    return [secret] * ("token" in push) + find_problems(told, _PUSH_RULES, required=("repo",), prefix="push.")
 
 
 def _conflicts(raw: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,8 @@ from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
 from .evaluate_choice import EvaluateChoice
 from .processes import by_first, find_processes, first_then_others
-from .recipe import PushChoice, Recipe, dump_recipe
+from .push_choice import PushChoice
+from .recipe import Recipe, dump_recipe
 from .recipe_plan import check_launched, preset_here
 from .run_folder import RunFolder, checkpoint_to_resume, claimed, owned_folder
 from .trackers import check_trackers
