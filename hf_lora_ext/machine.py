@@ -8,6 +8,8 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +20,8 @@ __all__ = [
     "describe_hardware",
     "find_hardware",
     "free_disk_bytes",
+    "free_memory_bytes",
+    "gpu_energy_joules",
     "peak_memory",
     "private_folders",
     "private_people",
@@ -85,30 +89,55 @@ def _hardware_by_torch(torch: Any) -> Hardware:
 
 def _hardware_by_nvml() -> Hardware | None:
     """Ask the NVIDIA driver; None where there is no driver or no visible card."""
-    if sys.platform == "linux" and not any(Path(file).exists() for file in NVIDIA_DEVICES):
-        return None
-    import pynvml
-
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in {"", "-1"}:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        visible = _visible_cards(pynvml.nvmlDeviceGetCount())
-        if not visible:
+    with _nvidia_cards() as cards:
+        if not cards:
             return None
-        card = pynvml.nvmlDeviceGetHandleByIndex(visible[0])
+        import pynvml
+
+        card = cards[0]
         return Hardware(
             kind="cuda",
-            devices=len(visible),
+            devices=len(cards),
             memory_gib=round(pynvml.nvmlDeviceGetMemoryInfo(card).total / 2**30, 1),
             has_bfloat16=pynvml.nvmlDeviceGetCudaComputeCapability(card)[0] >= 8,
             name=pynvml.nvmlDeviceGetName(card),
         )
+
+
+@contextmanager
+def _nvidia_cards() -> Iterator[list[Any]]:
+    """Give NVML's handles of the visible cards; none where there is no driver."""
+    absent = sys.platform == "linux" and not any(Path(file).exists() for file in NVIDIA_DEVICES)
+    if absent or os.environ.get("CUDA_VISIBLE_DEVICES", "unset").strip() in {"", "-1"}:
+        yield []
+        return
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield []
+        return
+    try:
+        yield [pynvml.nvmlDeviceGetHandleByIndex(i) for i in _visible_cards(pynvml.nvmlDeviceGetCount())]
     finally:
         pynvml.nvmlShutdown()
+
+
+def gpu_energy_joules() -> float | None:
+    """Return what the visible NVIDIA GPUs have used since their driver was loaded, or None where it is not counted.
+
+    NVML counts in millijoules, on Volta and later (nvmlDeviceGetTotalEnergyConsumption).
+    """
+    with _nvidia_cards() as cards:
+        if not cards:
+            return None
+        import pynvml
+
+        try:
+            return float(sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(card) for card in cards)) / 1000
+        except pynvml.NVMLError:  # an older card, or a part of one (MIG)
+            return None
 
 
 def _visible_cards(count: int) -> list[int]:
@@ -239,3 +268,10 @@ def free_disk_bytes(folder: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
+
+
+def free_memory_bytes() -> int:
+    """Return the bytes of the host's memory that a program may still take without swapping."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -22,9 +23,12 @@ __all__ = [
 
 MOST_TICKS: Final = 8
 """Places on an axis up to which each gets a tick of its own."""
-SERIES: Final = ("#c8553d", "#3d6fc8", "#4f9d69", "#8a5fb5", "#b58a2e", "#4aa3a8", "#777777")
+ACCENT: Final = "#c8553d"
+GREY: Final = "#777777"
+SERIES: Final = (ACCENT, "#3d6fc8", "#4f9d69", "#8a5fb5", "#b58a2e", "#4aa3a8", GREY)
 """Colours of joined points."""
-CURVE_COLOURS: Final = ("#c8553d", "#3d6ca8", "#6a994e")
+CURVE_COLOURS: Final = (ACCENT, "#3d6ca8", "#6a994e")
+"""Colours of rank curves, whose bands are drawn in them too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,26 @@ class CurveLine:
     """Index of the knee."""
 
 
+def _figure(size: tuple[float, float], title: str | None = None) -> Figure:
+    """Return an empty figure, its sizes in inches, with a line above all of its plots if there is one."""
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title is not None:
+        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def _dress(axes: Axes, title: str, points: int = 10) -> None:
+    """Give a plot of lines its title, in letters of so many points, a faint grid, and no box around it."""
+    axes.set_title(title, fontsize=points, loc="left")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
 def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str, label: str = "loss") -> None:
     """Draw training and held-out loss, or reward, over optimizer steps into a PNG.
 
@@ -52,10 +76,9 @@ def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str, la
         title: Line above the plot.
         label: What is drawn, with its unit.
     """
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((7, 4))
     axes = figure.add_subplot()
-    for start, name, color, marker in (("", "training", "#8aa4c8", ""), ("eval_", "held out", "#c8553d", "o")):
+    for start, name, color, marker in (("", "training", "#8aa4c8", ""), ("eval_", "held out", ACCENT, "o")):
         keys = (f"{start}loss", f"{start}reward")
         points = [(row["step"], row[key]) for row in history for key in keys if key in row]
         if points:
@@ -70,13 +93,11 @@ def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str, la
                 fontsize=8,
             )
     axes.set(xlabel="optimizer step", ylabel=label)
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, title)
     axes.margins(x=0.06)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    _save(figure, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +126,7 @@ def plot_grids(grids: Sequence[Grid], path: Path, title: str) -> None:
     modules = sorted({module for module, _ in places})
     layers = sorted({layer for _, layer in places}, key=lambda layer: -1 if layer is None else layer)
     size = max(5.0, 2 + 0.28 * len(layers)), 0.7 + len(grids) * (0.55 + 0.24 * len(modules))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure = _figure(size, title)
     for axes, grid in zip(figure.subplots(len(grids), 1, squeeze=False)[:, 0], grids, strict=True):
         rows = [[grid.cells.get((module, layer), float("nan")) for layer in layers] for module in modules]
         axes.imshow(rows, cmap="Blues", vmin=0, vmax=grid.highest, aspect="auto")
@@ -120,7 +139,7 @@ def plot_grids(grids: Sequence[Grid], path: Path, title: str) -> None:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     axes.set_xlabel("layer", fontsize=8)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    _save(figure, path)
 
 
 def plot_ranks(moments: Sequence[tuple[int, Mapping[str, int]]], path: Path, title: str) -> None:
@@ -168,9 +187,7 @@ def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
     """
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
-    figure = Figure(figsize=(1.2 + 2.5 * columns, 1.1 + 2.1 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure = _figure((1.2 + 2.5 * columns, 1.1 + 2.1 * rows), title)
     layers = [layer for kind in kinds for layer, _ in kind.lines]
     colours: Any = ScalarMappable(Normalize(min(layers), max(*layers, min(layers) + 1)), "viridis")
     lowest = min((x for kind in kinds for _, values in kind.lines for x in values if x), default=1.0)
@@ -180,16 +197,14 @@ def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
             axes.plot(range(1, len(values) + 1), values, color=colours.to_rgba(layer), linewidth=0.8, marker=".",
                       markersize=3)  # fmt: skip
         for edge, style in zip(kind.edges or (), ("--", ":"), strict=False):
-            axes.axhline(edge, color="#c8553d", linewidth=1, linestyle=style)
+            axes.axhline(edge, color=ACCENT, linewidth=1, linestyle=style)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # not as powers, whose fonts a small machine may lack
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylim(max(lowest, 1e-4) * 0.8, 1.25)
-        axes.set_title(kind.title, fontsize=8, loc="left")
         axes.tick_params(labelsize=6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+        _dress(axes, kind.title, points=8)
     for index, axes in enumerate(figure.axes):
         axes.set_visible(index < len(kinds))
         if index + columns >= len(kinds):
@@ -199,10 +214,10 @@ def plot_spectra(kinds: Sequence[Spectra], path: Path, title: str) -> None:
     bar = figure.colorbar(colours, ax=figure.axes, fraction=0.02, pad=0.01)
     bar.set_label("layer", fontsize=8)
     bar.ax.tick_params(labelsize=6)
-    lines = [Line2D([], [], color="#c8553d", linewidth=1, linestyle=style) for style in ("--", ":")]
+    lines = [Line2D([], [], color=ACCENT, linewidth=1, linestyle=style) for style in ("--", ":")]
     words = ("chance keeps the largest value below", "chance keeps the smallest value above")
     figure.legend(lines, words, loc="outside lower center", ncols=2, frameon=False, fontsize=7)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    _save(figure, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,8 +271,7 @@ def plot_against(
         labels: What the two axes show.
         level: Words and height of a line across, if any.
     """
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((7, 4))
     axes = figure.add_subplot()
     names = list(dict.fromkeys(point.series for point in points))
     for index, name in enumerate(names):
@@ -276,13 +290,11 @@ def plot_against(
         axes.axhline(level[1], color="grey", linestyle=":", linewidth=1)
         axes.annotate(level[0], (0.01, level[1]), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
     axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, title)
     axes.margins(0.08)
     if names != [""]:
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    _save(figure, path)
 
 
 def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, error: float, path: Path, title: str) -> None:
@@ -295,13 +307,12 @@ def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, error: float,
         path: File to write.
         title: Line above the plot.
     """
-    figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((7.5, 4.5))
     axes = figure.add_subplot()
     whole, most = lines[0].losses[-1], lines[0].parameters[-1]
-    axes.axhline(base_loss, color="#777777", linestyle=":", label=f"base alone, {base_loss:.3f}")
-    axes.axhline(whole, color="#777777", linestyle="--", linewidth=1, label=f"whole adapter, {whole:.3f}")
-    axes.axhspan(whole, whole + error, color="#777777", alpha=0.12, linewidth=0,
+    axes.axhline(base_loss, color=GREY, linestyle=":", label=f"base alone, {base_loss:.3f}")
+    axes.axhline(whole, color=GREY, linestyle="--", linewidth=1, label=f"whole adapter, {whole:.3f}")
+    axes.axhspan(whole, whole + error, color=GREY, alpha=0.12, linewidth=0,
                  label=f"within one standard error, {error:.3f}")  # fmt: skip
     for line, colour in zip(lines, CURVE_COLOURS, strict=False):
         knee, loss = line.parameters[line.knee], line.losses[line.knee]
@@ -314,8 +325,6 @@ def plot_rank_curves(lines: Sequence[CurveLine], base_loss: float, error: float,
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set(xlabel="parameters kept (log scale)", ylabel="held-out loss (nats per supervised token)")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, title)
     axes.legend(frameon=False, fontsize=8, title="band: ± 1 paired standard error; diamond: knee", title_fontsize=7)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    _save(figure, path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from git_hub_state import Hub
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 # Workers share the cores; these must be set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Hypothesis fails an example that takes 200 ms, and data that is slow to draw. On cores that others use too, both
+# measure the others: an example that does not get the processor for so long fails, whatever it tests.
+settings.register_profile("shared cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared cores")
 
 PAIRS = [{"prompt": f"What is {n} plus one?\n", "completion": f"It is {n + 1}."} for n in range(40)]
 

@@ -1,14 +1,12 @@
 """Adaptive rank in two processes under `accelerate launch`: one decision, kept shapes, an ordinary adapter."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import launch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -21,21 +19,11 @@ from hf_lora_ext.ranks.storage import AdapterLayers
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
 
-def launch(processes: int, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run the script under `accelerate launch` on the CPU, with gloo."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes),
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]  # fmt: skip
-    command += ["--multi_gpu"] if processes > 1 else ["--cpu"]  # its name for torchrun; the trainer asks for gloo
-    return subprocess.run([*command, str(SCRIPT), json.dumps(settings)], env=os.environ, capture_output=True,
-                          text=True, timeout=600, check=False)  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run in two processes."""
     folder = tmp_path_factory.mktemp("two")
-    done = launch(2, model_folder=str(tiny_model), output=str(folder))
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(folder))
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -73,7 +61,7 @@ def lora_layers_of(model: PeftModel) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 6, 9])
 def test_a_resumed_run_ends_in_the_same_bytes(two: Path, tiny_model: Path, tmp_path: Path, stop: int):
-    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), resume=str(two / f"checkpoint-{stop}"))
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(tmp_path), resume=str(two / f"checkpoint-{stop}"))
     assert done.returncode == 0, done.stderr[-3000:]
     file = Path("adapter") / "adapter_model.safetensors"
     assert (tmp_path / file).read_bytes() == (two / file).read_bytes()
@@ -103,7 +91,7 @@ def test_one_process_fed_what_two_have_seen_decides_the_same(two: Path, tiny_mod
 def test_dora_keeps_a_direction_of_each_layer_so_that_what_is_saved_answers_as_what_was_trained(
     tiny_model: Path, tmp_path: Path
 ):
-    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), dora=True)
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(tmp_path), dora=True)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = json.loads((tmp_path / "rank_history.json").read_text())["ranks"].values()
     assert min(ranks) == 1
@@ -121,7 +109,7 @@ def test_dora_keeps_a_direction_of_each_layer_so_that_what_is_saved_answers_as_w
 def test_dora_in_two_processes_is_refused_where_it_cannot_keep_them(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any], says: str
 ):
-    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), dora=True, **settings)
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(tmp_path), dora=True, **settings)
     assert done.returncode != 0
     assert says in done.stderr
     assert not list(tmp_path.glob("checkpoint-*"))
@@ -131,7 +119,7 @@ def test_dora_in_two_processes_is_refused_where_it_cannot_keep_them(
 def fixed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of mode `fixed` in two processes."""
     folder = tmp_path_factory.mktemp("fixed")
-    done = launch(2, model_folder=str(tiny_model), output=str(folder), mode="fixed", max_steps=30)
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(folder), mode="fixed", max_steps=30)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -153,7 +141,7 @@ def test_fixed_mode_moves_rank_alike_in_place_and_within_the_budget(fixed: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [6, 9, 12])  # searching, judging, after an event
 def test_a_resumed_fixed_run_ends_in_the_same_bytes(fixed: Path, tiny_model: Path, tmp_path: Path, stop: int):
-    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), mode="fixed", max_steps=30,
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(tmp_path), mode="fixed", max_steps=30,
                   resume=str(fixed / f"checkpoint-{stop}"))  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     file = Path("adapter") / "adapter_model.safetensors"
@@ -162,7 +150,7 @@ def test_a_resumed_fixed_run_ends_in_the_same_bytes(fixed: Path, tiny_model: Pat
 
 @pytest.mark.slow
 def test_adafactor_is_refused_where_directions_are_masked(tiny_model: Path, tmp_path: Path):
-    done = launch(2, model_folder=str(tiny_model), output=str(tmp_path), optim="adafactor")
+    done = launch(SCRIPT, 2, model_folder=str(tiny_model), output=str(tmp_path), optim="adafactor")
     assert done.returncode != 0
     assert "Adafactor's row means would wake them" in done.stderr
     assert not list(tmp_path.glob("checkpoint-*"))

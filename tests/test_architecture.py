@@ -3,7 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,12 @@ LAYERS = {
     0: {
         "": "errors decisions hardware resources strict_yaml",
         "models": "sizes blocks decoders older_families families popular_models attention targets",
-        "choices": "methods wishes adapter run advice",
-        "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory",
+        "choices": "methods wishes adapter run advice overfitting",
+        "memory": "plans habits anatomy activations states peaks fitting preset_plans remedies host_memory measured",
         "presets": "configuration preset explanation arguments launch",
-        "cards": "facts card metadata view usage ownership markdown licences layer_ranks emissions",
-        "runs": "recipe recipe_rules trainer_kinds rewards emission",
+        "cards": "facts fact_keys plain_values comparisons card metadata view usage ownership markdown licences "
+        "layer_ranks emissions",
+        "runs": "recipe recipe_rules declared evaluate_choice push_choice trainer_kinds rewards emission trackers",
         "data": "forms",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
@@ -31,34 +32,39 @@ LAYERS = {
         "push": "leaks release release_terms release_card plan schedule token_scopes",
         "sweep": "space settings outcome",
         "export": "forms engine_rules",
+        "evaluation": "bootstrap scores",
+        "metrics": "definitions",
     },
     1: {"adapters": "orthogonality", "ranks": "low_rank optimizer_state growth", "analysis": "edges"},
     2: {
-        "adapters": "peft_seam stored_adapter factors adalora starts attached",
+        "adapters": "peft_seam stored_adapter factors adalora starts attached unloaded",
         "ranks": "lora_layers probes criteria change storage sketches moves",
         "export": "reshaping engines",
         "analysis": "truncation",
     },
     3: {
-        "": "machine plots",
+        "": "machine new_folder plots",
         "models": "base_models shape_sources stored_weights",
         "hub": "__init__ failures repository",
         "adapters": "located",
         "data": "examples files labels stdlib_docstrings tokens",
         "push": "base_terms",
-        "runs": "evaluation run_folder",
+        "runs": "launching processes recipe_plan run_folder sharded shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",
         "export": "base weight_changes merging comparison",
+        "evaluation": "answers classes pictures",
+        "metrics": "__init__ accuracy exact_match f1 rouge",
     },
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "training building runner full",
+        "runs": "dry_run training building runner full resuming",
         "analysis": "curve subject measure compress",
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",
         "export": "export",
+        "evaluation": "measuring comparing evaluation harness",
     },
     5: {"": "__init__", "cli": "*"},
 }
@@ -67,7 +73,10 @@ THIRD_PARTY = {
     0: set(),
     1: {"torch"},
     2: {"torch", "peft", "safetensors"},
-    3: {"torch", "peft", "safetensors", "huggingface_hub", "matplotlib", "transformers", "datasets"},
+    3: {
+        *{"torch", "peft", "safetensors", "huggingface_hub", "matplotlib", "transformers", "datasets"},
+        *{"evaluate", "rouge_score"},
+    },
     4: {"torch", "peft", "safetensors", "huggingface_hub", "matplotlib", "transformers", "datasets", "trl"},
     5: {"click"},
 }
@@ -112,9 +121,11 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
     here = path.relative_to(PACKAGE).parts
 
     def named(node: ast.ImportFrom) -> list[str]:
-        if node.level == 0:
-            return [(node.module or "").partition(".")[0]]
-        base = ".".join([*here[: len(here) - node.level], *((node.module or "").split(".") if node.module else [])])
+        library, _, own = (node.module or "").partition(".")
+        if node.level == 0 and library != PACKAGE.name:
+            return [library]
+        base = own if node.level == 0 else ".".join([*here[: len(here) - node.level], *(node.module or "").split(".")])
+        base = base.strip(".")
         inside = [f"{base}.{alias.name}".removeprefix(".") for alias in node.names]
         whole = base if base in MODULES else f"{base}.__init__".removeprefix(".")
         return [
@@ -163,13 +174,26 @@ def test_layers_import_only_downward():
     assert not upward
 
 
+def _circle(stands_on: dict[str, set[str]]) -> list[str]:
+    """Return the rooms of a circle, if there is one."""
+    try:
+        TopologicalSorter(stands_on).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def test_rooms_do_not_import_each_other_in_a_circle():
     """A room can be read, and moved, once the rooms that it stands on are known."""
     stands_on: dict[str, set[str]] = {}
     for module, target, late in all_imports():
         if target in MODULES and not late and room(module) != room(target):
             stands_on.setdefault(room(module), set()).add(room(target))
-    TopologicalSorter(stands_on).prepare()  # raises CycleError with the circle
+    assert _circle(stands_on) == []
+
+
+def test_a_circle_is_found():
+    assert set(_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
 
 
 def test_libraries_are_imported_only_where_the_layer_allows():
@@ -195,6 +219,9 @@ def test_no_late_import_is_listed_in_vain():
         ("trl", {"runs.training", "trainers", "cli"}),
         ("huggingface_hub", {"hub"}),
         ("optuna", {"sweep.store"}),
+        ("evaluate", {"metrics"}),
+        ("rouge_score", {"metrics"}),
+        ("lm_eval", {"evaluation.harness"}),
         ("peft", {"runs.training", "runs.building", "adapters", "ranks.lora_layers"}),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 from conftest import PAIRS
 
 from hf_lora_ext import Facts, FactsCallback, preset, render_card, write_card
-from hf_lora_ext.callbacks.facts import hyperparameters, loss_history, training_method
+from hf_lora_ext.callbacks.facts import hyperparameters, training_method
+from hf_lora_ext.callbacks.losses import loss_history
 from hf_lora_ext.cards.ownership import sealed, text_block
 
 

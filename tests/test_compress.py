@@ -126,7 +126,7 @@ def test_an_interrupted_write_leaves_nothing(tiny_model: Path, tmp_path: Path, m
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compress_module, "_copy_beside", interrupted)
+    monkeypatch.setattr(compress_module, "copy_chosen", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compress_adapter(whole, tmp_path / "small", budget=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]

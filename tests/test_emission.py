@@ -17,8 +17,9 @@ from hf_lora_ext.choices.run import LORA_RATE
 from hf_lora_ext.presets.arguments import callback_arguments
 from hf_lora_ext.runs.emission import python_script, recipe_yaml
 from hf_lora_ext.runs.recipe import load_recipe, parse_recipe
-from hf_lora_ext.runs.runner import preset_for
+from hf_lora_ext.runs.recipe_plan import preset_for
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
+from hf_lora_ext.runs.training import method_callbacks
 from hf_lora_ext.strict_yaml import read_yaml
 
 INITIALISATIONS = [name for name, facts in INITS.items() if not facts.refusal]
@@ -88,8 +89,8 @@ def test_a_script_for_gpus_asks_for_what_the_preset_asks_for(name, tiny_model: P
     assert made["peft_config"].to_dict() == p.peft_config.to_dict()
     if p.bits:
         assert made["quantization_config"].to_dict() == p.quantization_config.to_dict()
-    assert ("callbacks=" in write(python_script, p)) == bool(p.callbacks())
-    for callback in p.callbacks():
+    assert ("callbacks=" in write(python_script, p)) == bool(method_callbacks(p))
+    for callback in method_callbacks(p):
         assert type(callback) is made[type(callback).__name__]
 
 

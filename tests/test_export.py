@@ -308,7 +308,7 @@ def test_a_base_that_transformers_cannot_open_is_one_line(adapter: Path, tiny_mo
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_written(adapter: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("hf_lora_ext.export.export.free_disk_bytes", lambda folder: 10_000)
+    monkeypatch.setattr("hf_lora_ext.new_folder.free_disk_bytes", lambda folder: 10_000)
     for form in ("portable", "merged"):
         with pytest.raises(ConfigError, match="MiB free"):
             export_adapter(adapter, form, tmp_path / "out")
@@ -400,3 +400,12 @@ def test_the_method_cards_code_runs_as_pasted(adapter: Path, monkeypatch: pytest
     for block in blocks:
         exec(compile(block, "export.md", "exec"), {})
     assert capsys.readouterr().out.strip() == "[]"
+
+
+def test_answers_are_not_compared_where_the_base_does_not_fit_the_memory(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("hf_lora_ext.export.comparison.free_memory_bytes", lambda: 4 * 40_000)
+    done = export_adapter(adapter, "compact", tmp_path / "out")
+    assert done.largest_difference is None
+    assert "the base in float32 does not fit the free memory" in done.notes[-1]

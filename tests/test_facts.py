@@ -20,6 +20,7 @@ from hf_lora_ext.errors import ConfigError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=15)
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+measured = st.dictionaries(text, numbers, max_size=3)
 known = st.dictionaries(st.text("abc_", min_size=1, max_size=5), text | numbers | st.booleans(), max_size=3)
 base_models = st.builds(BaseModelFacts, name=text, on_hub=st.booleans(), revision=st.none() | text)
 data = st.builds(DataFacts, name=text, form=text, train_examples=st.integers(0), fingerprint=text)
@@ -30,8 +31,8 @@ all_facts = st.builds(
     adapter=known,
     hyperparameters=known,
     run=known,
-    loss_history=st.lists(known, max_size=2),
-    evaluation=st.fixed_dictionaries({}, optional={"base": known, "adapter": known}),
+    loss_history=st.lists(measured, max_size=2),
+    evaluation=st.fixed_dictionaries({}, optional={"base": measured, "adapter": measured}),
     samples=st.lists(st.builds(Sample, prompt=text, reference=text, base=text, adapter=text), max_size=2).map(tuple),
     recipe=st.none() | text,
 )
@@ -188,3 +189,27 @@ def test_failed_writing_keeps_the_old_text_and_leaves_no_temporary_file(tmp_path
         write_text_atomically(file, "half \ud800")
     assert file.read_text(encoding="utf8") == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"adapter": {"trainable_parameters": [1]}}, "adapter.trainable_parameters is a list, needed a whole number"),
+        ({"adapter": {"config": {"rank_pattern": "r"}}}, "rank_pattern is text, needed a mapping"),
+        ({"base_model": {"name": "x", "on_hub": True, "parameters": "7B"}}, "is text, needed a whole number"),
+        ({"base_model": {"on_hub": True}}, "facts.base_model.name is missing"),
+        ({"data": {"nme": "x"}}, "facts.data.nme is not known"),
+        ({"evaluation": {"adapter": [["loss", 1]]}}, "facts.evaluation.adapter is a list, needed a mapping"),
+        ({"run": {"emissions": {"energy_kwh": True}}}, "energy_kwh is true or false, needed a number"),
+        ({"samples": ["text"]}, r"facts.samples\[0\] is text, needed a mapping"),
+        ({"loss_history": {"step": 1}}, "facts.loss_history is a mapping, needed a list"),
+    ],
+)
+def test_a_fact_of_another_kind_is_named(section: dict, problem: str):
+    with pytest.raises(ConfigError, match=problem):
+        Facts.from_dict({"schema_version": 1} | section)
+
+
+def test_a_loss_that_was_not_finite_reads_back_as_unknown():
+    facts = Facts(loss_history=[{"step": 1, "loss": float("nan")}])
+    assert Facts.from_dict(json.loads(facts.to_json())).loss_history == ({"step": 1, "loss": None},)

@@ -265,7 +265,7 @@ def test_a_config_json_of_nothing_but_its_family_means_the_config_classs_default
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_keys_left_out_of_a_config_json_mean_what_transformers_takes_them_for(data):
     family = data.draw(st.sampled_from(sorted(SMALL)))
     base, changes = SMALL[family]

@@ -105,6 +105,12 @@ def test_the_host_memory_found_here_is_within_the_physical_memory_and_a_containe
         assert machine.find_hardware().host_memory_gib == gib
 
 
+def test_the_free_memory_is_a_part_of_the_host_s():
+    import psutil
+
+    assert 0 < machine.free_memory_bytes() < psutil.virtual_memory().total
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone lets a process forget its peak")
 def test_the_peak_of_a_process_is_measured_anew_after_a_reset():
     code = (

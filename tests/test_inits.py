@@ -1,6 +1,11 @@
 """Initialisations: every one trains, and its adapter gives the same answers on the plain base."""
 
+import json
+import shutil
+import sys
+import types
 import warnings
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -245,3 +250,38 @@ def test_what_the_refusals_recommend_works(init: str, wide_model: Path, tmp_path
     assert (logits(model) - before).abs().max() > 0.1
     assert PeftConfig.from_pretrained(tmp_path / "plain_adapter").r == 8
     assert (logits(model) - logits(reloaded(p, tmp_path / "plain_adapter"))).abs().max() < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:`init_lora_weights` is '(eva|corda)' but:UserWarning")
+@pytest.mark.parametrize("init", INITS)
+def test_the_table_says_which_stored_starts_make_peft_change_the_base(
+    init: str, saved_lora: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    # peft's own rounding, and its configuration, need scipy.
+    def rounded(weight, reduced_rank, **_):
+        return weight.round(), torch.zeros(reduced_rank, weight.shape[1]), torch.zeros(weight.shape[0], reduced_rank)
+
+    monkeypatch.setattr("peft.tuners.lora.layer.loftq_init", rounded)
+    scipy = types.ModuleType("scipy")
+    scipy.__spec__ = ModuleSpec("scipy", None)
+    monkeypatch.setitem(sys.modules, "scipy", scipy)
+    adapter = shutil.copytree(saved_lora, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    own = {"loftq_config": {"loftq_bits": 4, "loftq_iter": 1}} if init == "loftq" else {}
+    config |= own | {"init_lora_weights": True if init == "default" else init}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = {name: weight.clone() for name, weight in base.named_parameters()}
+    if init == "corda":
+        with pytest.raises(ValueError, match="run `preprocess_corda` first"):
+            PeftModel.from_pretrained(base, adapter)
+        return
+    loaded = PeftModel.from_pretrained(base, adapter).get_base_model().named_parameters()
+    after = {name.replace(".base_layer", ""): weight for name, weight in loaded if "lora_" not in name}
+    assert after.keys() == before.keys()
+    changed = any(not torch.equal(before[name], after[name]) for name in before)
+    assert changed == INITS[init].changes_base_on_load

@@ -39,6 +39,12 @@ def test_a_rewritten_history_is_a_conflict_that_names_the_head():
     assert (landing.state, landing.commit) == ("conflict", "new")
 
 
+def test_a_branch_that_shows_no_commits_is_a_conflict_that_names_none():
+    landing = judge("gone", [], False)
+    assert (landing.state, landing.commit) == ("conflict", None)
+    assert landing.in_its_way("gone", "main") == "main shows no commit any more, and its head was gone"
+
+
 def test_large_files_agree_by_content_and_small_ones_by_blob():
     ours = RemoteFile("sha1-of-content", "sha256-of-content")
     assert RemoteFile("sha1-of-pointer", "sha256-of-content").has_content_of(ours)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.cards.layer_ranks import module_and_layer, ranks_by_module
+from hf_lora_ext.cards.layer_ranks import module_and_layer, place_of, ranks_by_module
 
 names = st.builds("model.layers.{}.{}".format, st.integers(0, 12), st.sampled_from(["attn.q", "attn.k", "mlp.up"]))
 
@@ -40,3 +40,13 @@ def test_the_mean_over_all_modules_is_the_mean_rank(ranks):
     layers = [last for _, last, _ in rows[0].ranges][-1] - rows[0].ranges[0][0] + 1
     assert abs(sum(row.mean * layers for row in rows) - sum(ranks.values())) < 1e-9
     assert all(row.lowest <= row.mean <= row.highest for row in rows)
+
+
+@given(st.lists(st.sampled_from(["model", "layers", "0", "17", "q_proj", "w1", "3x"]), min_size=1).map(".".join))
+def test_the_place_of_a_module_is_its_name_cut_at_the_first_number_that_holds_something(name: str):
+    stack, layer, module = place_of(name)
+    parts = name.split(".")
+    at = next((index for index, part in enumerate(parts[:-1]) if part.isdecimal()), None)
+    assert layer == (None if at is None else int(parts[at]))
+    assert name == (module if at is None else ".".join([*parts[:at], str(layer), module]))
+    assert stack == ("" if at is None else ".".join(parts[:at]))

@@ -23,7 +23,7 @@ def tokens(seed: int, width: int, count: int = 400) -> torch.Tensor:
     return torch.randn(count, width, generator=draw, dtype=torch.float64) @ mix.T
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_a_change_of_basis_keeps_the_product(seed: int):
     a, b = factors(seed)
@@ -35,7 +35,7 @@ def test_a_change_of_basis_keeps_the_product(seed: int):
     assert torch.allclose(basis.to_b @ basis.to_a, torch.eye(5).double(), atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_white_statistics_give_the_singular_value_decomposition(seed: int):
     a, b = factors(seed)
@@ -47,7 +47,7 @@ def test_white_statistics_give_the_singular_value_decomposition(seed: int):
     assert torch.allclose((b @ kept.to_b) @ (kept.to_a @ a), best, atol=1e-5 * float(s[0]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS, st.integers(1, 4))
 def test_what_is_cut_costs_what_the_values_say_and_less_than_a_plain_cut(seed: int, rank: int):
     a, b = factors(seed)

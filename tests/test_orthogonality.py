@@ -1,10 +1,10 @@
 """The regulariser's closed-form gradient against autograd, and the bound that makes clipping needless."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lora_ext.adapters.orthogonality import orthogonality_gradients, orthogonality_loss
+from hf_lora_ext.adapters.orthogonality import orthogonality_gradients
 
 SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=4)
 
@@ -14,7 +14,12 @@ def draw(shapes: list[tuple[int, int]], seed: int, scale: float) -> list[torch.T
     return [scale * torch.randn(shape, generator=generator) for shape in shapes]
 
 
-@settings(deadline=None)
+def orthogonality_loss(factors: list[torch.Tensor]) -> torch.Tensor:
+    """The regulariser itself, as PEFT has it: the mean of ‖P·Pᵀ − I‖."""
+    norms = [torch.linalg.matrix_norm(p.float() @ p.float().T - torch.eye(len(p))) for p in factors]
+    return torch.stack(norms).mean()
+
+
 @given(SHAPES, st.integers(0, 99), st.sampled_from([0.02, 0.3, 1.0, 4.0]))
 def test_the_gradient_is_that_of_autograd(shapes: list[tuple[int, int]], seed: int, scale: float):
     factors = [factor.requires_grad_() for factor in draw(shapes, seed, scale)]
@@ -23,7 +28,6 @@ def test_the_gradient_is_that_of_autograd(shapes: list[tuple[int, int]], seed: i
         torch.testing.assert_close(gradient, factor.grad, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(SHAPES, st.integers(0, 99), st.sampled_from([0.02, 1.0, 50.0]))
 def test_the_gradient_is_bounded_by_the_factor(shapes: list[tuple[int, int]], seed: int, scale: float):
     factors = draw(shapes, seed, scale)

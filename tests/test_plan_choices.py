@@ -128,7 +128,7 @@ wishes = st.fixed_dictionaries(
 
 
 @given(sizes, st.integers(4, 192), st.integers(1, 8), st.sampled_from(PLANNED), wishes)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_preset_s_values_are_those_of_the_plan_that_fits(parameters, memory, devices, method, given_):
     try:
         p = preset(f"{parameters}K".replace("000K", "M"), method=method, gpu_memory_gib=memory, gpus=devices, **given_)

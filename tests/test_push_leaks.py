@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_release import chunk, picture
 
 from hf_lora_ext import ConfigError, Facts, PushError
+from hf_lora_ext.cards.comparisons import Comparison
 from hf_lora_ext.cards.facts import DataFacts
 from hf_lora_ext.push.release import CONFIG, WEIGHTS
 
@@ -51,6 +52,10 @@ def data(**more: object) -> DataFacts:
     return DataFacts(**{"name": "rows", "form": "text", "train_examples": 1, "fingerprint": "0"} | more)
 
 
+def compared_on(name: str) -> Comparison:
+    return Comparison(data=name, held_out=False, examples=9, fingerprint="0", measured=(), resamples=1000, level=0.95)
+
+
 def metadata(**more: str) -> Callable[[Path], object]:
     return lambda folder: save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"format": "pt", **more})
 
@@ -86,6 +91,7 @@ PLANTED: dict[str, tuple[Callable[[Path], object], str]] = {
     "facts: login": (facts(run={"by": LOGIN}), LOGIN),
     "facts: host": (facts(environment={"hardware": {"host": HOST}}), HOST),
     "facts: private dataset": (facts(data=data(name=DIARY), recipe=f"data: {DIARY}"), DIARY),
+    "facts: private dataset in a comparison": (facts(comparisons=(compared_on(DIARY),)), DIARY),
     "facts: path in a recipe": (facts(recipe=f"output_dir: {HOME}"), HOME),
     "facts: the environment's own token": (facts(recipe=OWN), OWN),
     "config: token": (value(CONFIG, revision=TOKEN), TOKEN),

@@ -3,20 +3,19 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import hf_lora
+from conftest import hf_lora, run_python
 from git_hub_access import READ_TOKEN, WRITE_TOKEN
 from git_hub_state import Hub
+from launching import launched
 from push_runs import REPO, pushing_to
 
 from hf_lora_ext import ConfigError, PushError, Recipe, load_recipe, run_recipe
 from hf_lora_ext.push.release import WEIGHTS
-from hf_lora_ext.runs.recipe import PushChoice
+from hf_lora_ext.runs.push_choice import PushChoice
 
 SCRIPT = Path(__file__).parent / "pushing_run.py"
 PUSH = PushChoice(repo=REPO, tag="v1", license="mit")
@@ -75,15 +74,10 @@ def environment(hub: Hub) -> dict[str, str]:
 
 def trained(hub: Hub, tiny_model: Path, folder: Path, processes: int = 1, **settings: object):
     """Run the script, alone or in several processes; return the finished process."""
-    command = [sys.executable, str(SCRIPT)]
-    if processes > 1:
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
-                   "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no",
-                   "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0",
-                   str(SCRIPT)]  # fmt: skip
     given = json.dumps({"model": str(tiny_model), "output": str(folder), **settings})
-    return subprocess.run([*command, given], env=os.environ | environment(hub), capture_output=True, text=True,
-                          timeout=600, check=False)  # fmt: skip
+    if processes > 1:
+        return launched(processes, str(SCRIPT), given, environment=os.environ | environment(hub))
+    return run_python(str(SCRIPT), given, **environment(hub))
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def cut(tiny_model: Path) -> Truncation:
     return truncation(lora_layers(trained("mixed", tiny_model), "default"), "svd")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(first=st.integers(100, 2000), second=st.integers(100, 2000))
 def test_a_smaller_budget_keeps_a_part_of_what_a_larger_one_keeps(cut: Truncation, first: int, second: int):
     smaller, larger = (cut.ranks_for(budget) for budget in sorted((first, second)))

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from hf_lora_ext.choices.adapter import METHODS
 from hf_lora_ext.errors import ConfigError
+from hf_lora_ext.runs.declared import HardwareChoice
+from hf_lora_ext.runs.push_choice import _RULES as _PUSH_RULES
+from hf_lora_ext.runs.push_choice import PushChoice
 from hf_lora_ext.runs.recipe import (
     _DATA_RULES,
-    _PUSH_RULES,
     _RECIPE_RULES,
     DataChoice,
-    PushChoice,
     Recipe,
     apply_overrides,
     dump_recipe,
@@ -71,6 +72,9 @@ recipes = st.builds(
         tag=st.none() | words,
         allow=st.just(()) | st.lists(words, min_size=1, max_size=3).map(tuple),
     ),
+    hardware=st.none()
+    | st.builds(HardwareChoice, host_gib=st.floats(1, 1e4))
+    | st.builds(HardwareChoice, gpus=counts, gpu_memory_gib=st.floats(1, 1e4), machines=counts),
 )
 
 

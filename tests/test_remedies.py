@@ -40,7 +40,7 @@ def refusal(request: PlanRequest, hardware: Hardware) -> DoesNotFit:
 
 
 @given(requests, st.integers(1, 96), st.sampled_from([1, 2, 3, 4, 8]), hosts, shardings)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_each_remedy_fits_when_it_is_tried_and_there_are_three(request_, memory, devices, host, sharding):
     request_ = replace(request_, run=replace(request_.run, sharding=sharding))
     hardware = cards(memory, devices, host)

@@ -178,6 +178,21 @@ def test_a_run_killed_with_signal_9_goes_on_to_the_same_bytes(tiny_recipe: Path,
     assert weights(folder) == weights(whole_run)
 
 
+def test_a_run_killed_after_its_last_step_takes_no_step_more(recipe: Recipe, whole_run: Path):
+    def stop_when_saving(line: str) -> None:
+        if line == "saving":
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stop_when_saving)
+    lines: list[str] = []
+    result = run_recipe(recipe, lines.append)
+    assert "resuming from checkpoint-6" in lines
+    assert weights(result.folder) == weights(whole_run)
+    whole = read_facts(whole_run / "facts.json")
+    assert (result.facts.run["steps"], result.facts.evaluation) == (6, whole.evaluation)
+
+
 def test_changed_data_is_not_mixed_into_a_stopped_run(recipe: Recipe):
     with pytest.raises(Stopped):
         run_recipe(recipe, stopping_at(4))

@@ -22,7 +22,7 @@ def spectrum(values, rank: int | None = None, shape=(64, 64), **fields) -> Spect
     return Spectrum(values=tuple(values), rank=rank, shape=shape, **settings | fields)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, st.integers(0, 999), st.sampled_from([1.0, 1e-12, 1e12]))
 def test_singular_values_are_those_of_the_dense_product(sizes, seed: int, size: float):
     rank, n_in, n_out = sizes
@@ -42,7 +42,7 @@ def test_small_singular_values_keep_their_digits():
     assert torch.allclose(singular_values(right.T, left * wanted), wanted, rtol=1e-5, atol=0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(VALUES, st.floats(1e-6, 1e6))
 def test_measures_keep_their_bounds_and_do_not_depend_on_size(values, size: float):
     one, other = spectrum(values, edges=None), spectrum([value * size for value in values], edges=None)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lora_ext.sweep.outcome import Run, Trial, best, efficiency, knee, standard_error, table
@@ -24,7 +24,6 @@ TRIALS = st.lists(st.tuples(st.tuples(LOSSES, LOSSES), st.integers(1, 1000)), mi
 )
 
 
-@settings(deadline=None)
 @given(TRIALS)
 def test_the_knee_is_never_larger_than_the_best_and_within_one_standard_error_of_it(trials: list[Trial]):
     leader, small = best(trials), knee(trials)
@@ -33,7 +32,6 @@ def test_the_knee_is_never_larger_than_the_best_and_within_one_standard_error_of
     assert not [t for t in trials if t.parameters < small.parameters and t.loss <= leader.loss + leader.error]
 
 
-@settings(deadline=None)
 @given(TRIALS)
 def test_nothing_finished_is_better_than_the_best(trials: list[Trial]):
     assert all(best(trials).loss <= other.loss for other in trials)
@@ -61,7 +59,6 @@ def test_the_standard_error_is_the_spread_over_the_root_of_the_seeds():
     assert standard_error([1.0]) is None
 
 
-@settings(deadline=None)
 @given(LOSSES, st.integers(1, 1000))
 def test_a_reference_buys_once_what_it_buys(loss: float, parameters: int):
     reference = trial("full", [loss], parameters, base=6.0)
@@ -69,7 +66,6 @@ def test_a_reference_buys_once_what_it_buys(loss: float, parameters: int):
     assert efficiency(reference, reference).per_parameter == pytest.approx(1)
 
 
-@settings(deadline=None)
 @given(st.floats(0.1, 2), st.integers(2, 500))
 def test_the_same_gain_with_a_fraction_of_the_parameters_is_so_many_times_as_efficient(gain: float, times: int):
     reference, small = trial("full", [4 - gain], 10 * times), trial("0000", [4 - gain], 10)

@@ -6,7 +6,7 @@ import pytest
 
 from hf_lora_ext import ConfigError, Sweep, load_sweep
 from hf_lora_ext.resources import shipped_folder
-from hf_lora_ext.sweep.settings import dump_sweep, full_recipe, recipe_at
+from hf_lora_ext.sweep.settings import dump_sweep, full_recipe, planned, recipe_at
 from hf_lora_ext.sweep.space import Choices, Range, grid
 
 BASE = """
@@ -58,6 +58,14 @@ def test_what_is_written_is_read_back_equal_from_anywhere(file: Path, strategy: 
     assert load_sweep(again) == sweep
 
 
+def test_a_sweep_by_chance_has_no_more_points_than_its_space(file: Path):
+    small = ["strategy=random", "trials=50", "space.training.learning_rate=[1e-3, 1e-4]"]
+    sweep = load_sweep(file, small)
+    assert sweep.points == len(planned(sweep)) == 8
+    assert load_sweep(file, [*small, "trials=5"]).points == 5
+    assert planned(load_sweep(file, [*small, "strategy=bayesian"])) is None
+
+
 def test_the_shipped_sweep_is_read():
     assert load_sweep(shipped_folder("recipes") / "sweep_rank.yaml").points == 12
 
@@ -100,6 +108,7 @@ def test_a_reference_has_nothing_of_an_adapter(file: Path):
         ("seeds=0", "seeds: found 0"),
         ("seed=0", "seed: unknown key; did you mean `seeds`?"),
         ("fixed.training.max_stps=3", "base.training.max_stps: unknown key; did you mean `max_steps`?"),
+        ("fixed={model.name: x}", "fixed: model holds text, so it has no key 'name'"),
         ("base.rank=none", "base.rank: found 'none'"),
         ("base=3", "base: found 3"),
         ("full_learning_rates=[0]", "full_learning_rates: found [0]"),

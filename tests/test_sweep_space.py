@@ -3,7 +3,7 @@
 from itertools import islice
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lora_ext.sweep.space import Choices, Range, ends, grid, grid_size, point_key, random_points, spoken
@@ -22,7 +22,6 @@ def ranges(draw: st.DrawFn) -> Range:
 SPACES = st.dictionaries(st.sampled_from(["rank", "method", "alpha"]), CHOICES | ranges(), min_size=1)
 
 
-@settings(deadline=None)
 @given(SPACES)
 def test_a_grid_has_as_many_distinct_points_as_it_tells(space: dict):
     points = list(grid(space))
@@ -30,7 +29,6 @@ def test_a_grid_has_as_many_distinct_points_as_it_tells(space: dict):
     assert all(set(point) == set(space) for point in points)
 
 
-@settings(deadline=None)
 @given(ranges())
 def test_a_grid_of_a_range_has_both_ends_in_order_and_nothing_outside(axis: Range):
     values = axis.on_grid()
@@ -46,7 +44,6 @@ def test_equal_steps_of_a_logarithmic_range_are_equal_factors():
     assert Range(low=0, high=10, steps=3).on_grid() == (0, 5, 10)
 
 
-@settings(deadline=None)
 @given(SPACES, st.integers(1, 12), st.integers(0, 3), st.integers(0, 6))
 def test_chance_gives_distinct_points_inside_the_space_and_more_begin_with_the_same(
     space: dict, count: int, seed: int, more: int

@@ -39,7 +39,11 @@ def run_all(store: SweepStore, limit: int = 100) -> list[Claim]:
     return done
 
 
-@pytest.mark.parametrize("more", [{}, {"strategy": "random", "trials": 5}, {"strategy": "bayesian", "trials": 5}])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"strategy": "random", "trials": 5}, {"strategy": "random", "trials": 99},
+     {"strategy": "bayesian", "trials": 5}],
+)  # fmt: skip
 def test_every_trial_is_taken_once_and_then_none(tmp_path: Path, more: dict):
     store = SweepStore(sweep_of(tmp_path, **more, full_learning_rates=[1e-5, 1e-4]))
     done = run_all(store)

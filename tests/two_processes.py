@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -27,7 +28,8 @@ class Recording(AdaptiveRankCallback):
         kept: dict[str, Any] = {"budget": budget, "factors": {name: live[name].directions() for name in live}}
         kept["moments"] = {name: {kind: getattr(moments[name], kind) for kind in Moments.__slots__} for name in live}
         bases, ranks = super()._best(moments, budget, step)
-        torch.save(kept | {"ranks": ranks}, self.folder / f"decision-{step}.pt")
+        if PartialState().is_main_process:  # both have the same to say, and one file
+            torch.save(kept | {"ranks": ranks}, self.folder / f"decision-{step}.pt")
         return bases, ranks
 
 

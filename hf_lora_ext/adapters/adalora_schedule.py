@@ -52,6 +52,11 @@ def plan_schedule(total_steps: int, tinit: float, tfinal: float) -> RankSchedule
             f"tinit={first} and tfinal={last} steps leave none of the run's {total_steps} for dropping ranks; "
             "lower them, or give shares of the run such as AdaLoraCallback(tinit=0.1, tfinal=0.3)"
         )
+    if total_steps - last < 2:  # a step scores the directions before another drops some
+        raise ConfigError(
+            f"a run of {total_steps} steps with the last {last} at the final ranks drops ranks at its first step, when "
+            "no direction has a score yet; train three steps or more"
+        )
     return RankSchedule(tinit=first, freeze_step=total_steps - last, total_steps=total_steps)
 
 

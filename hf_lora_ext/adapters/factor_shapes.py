@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import AdapterError
 from .patterns import rank_of, scaling_of
-from .tensor_names import CONFIG, Part, TensorName, parse_name
+from .tensor_names import CONFIG, Part, TensorName, parse_name, peft_names
 from .wrapped_parameters import Wrapped, find_wrapped
 
 __all__ = ["FactorShapes", "find_modules"]
@@ -44,6 +44,11 @@ class FactorShapes:
     """Groups of a convolution."""
     parameter: str | None = None
     """Full name of the wrapped parameter, where the config says which it is."""
+
+    def not_as_peft_names_it(self) -> str | None:
+        """Return a tensor of a name that another tool gave it, under which PEFT would pass it over."""
+        own = peft_names(self.name, self.kind)
+        return next((key for part, key in self.keys.items() if key != own.get(part, key)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,11 +138,6 @@ class AdapterFactors:
         """Numbers in the factors of all modules."""
         return sum(module.parameters for module in self.modules.values())
 
-    @property
-    def other_parameters(self) -> int:
-        """Numbers in what is no factor, DoRA's magnitudes among them."""
-        return self.stored.parameters - self.parameters
-
     def other(self, name: str) -> Tensor:
         """Return a tensor that is no factor, by its name in `others`."""
         return read_tensor(self.file, name)

@@ -27,8 +27,10 @@ __all__ = [
     "describe_adapter",
     "describe_quantization",
     "describe_saved",
+    "keep_aside",
     "load_config",
     "load_in_own_precision_",
+    "load_kept_",
     "load_saved",
     "save_adapter",
     "save_initial_adapter",
@@ -192,6 +194,22 @@ def load_in_own_precision_(model: PeftModel) -> None:
         return own(*args, **{"autocast_adapter_dtype": False} | kwargs)
 
     model.load_adapter = load_adapter
+
+
+def keep_aside(model: PeftModel, folder: Path) -> None:
+    """Save the adapter that trains, as it is, so that `load_kept_` can bring it back."""
+    model.save_pretrained(str(folder), selected_adapters=[model.active_adapter])
+
+
+def load_kept_(model: PeftModel, folder: Path) -> None:
+    """Bring the adapter back that `keep_aside` saved, in its own precision.
+
+    It goes through the model's `load_adapter`, as a trainer's resuming does, which other callbacks make fit.
+    """
+    name = model.active_adapter
+    own = folder / name  # where peft puts an adapter of another name than `default`
+    kept = own if own.is_dir() else folder
+    model.load_adapter(str(kept), name, is_trainable=True, autocast_adapter_dtype=False)
 
 
 def show_head_bias_(model: Any) -> None:

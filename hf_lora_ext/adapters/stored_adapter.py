@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import AdapterError
-from .patterns import rank_of
-from .tensor_names import CONFIG, module_name
+from .factor_shapes import find_modules
+from .tensor_names import CONFIG, parse_name
 
 __all__ = ["StoredAdapter", "check_against_config", "read_config", "read_stored_adapter", "read_tensor"]
 
@@ -27,8 +27,7 @@ CONFIG_BYTES: Final = 2**24
 """The longest config that is read; one with a pattern for each of those modules is shorter."""
 BLOCK_ELEMENTS: Final = 2**22
 """Elements looked at together: 16 MiB in float32."""
-_FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<side>[AB])(?:\.weight)?")
-_EXTRA: Final = re.compile(r"(?P<module>.+)\.(?:lora_magnitude_vector|lora_[AB]\.bias|token_adapter)\b.*")
+_EXTRA: Final = re.compile(r"(?P<module>.+)\.(?:lora_[AB]\.bias|token_adapter)\b.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,40 +149,41 @@ def _first_not_finite(file: Path) -> str | None:
     return None
 
 
-def check_against_config(stored: StoredAdapter, config: Mapping[str, Any]) -> None:
-    """Check that a LoRA's tensors are those of its config: both factors, the rank, the modules.
+def check_against_config(file: Path, stored: StoredAdapter, config: Mapping[str, Any]) -> None:
+    """Check that a LoRA's tensors are those of its config: both factors, under PEFT's names, the rank, the modules.
 
     Other kinds of adapters are not looked into.
 
+    Args:
+        file: The weights.
+        stored: What they hold.
+        config: The adapter's config.
+
     Raises:
-        AdapterError: If a factor stands alone, has another rank, or belongs to a module that the config does not name.
+        AdapterError: If a factor stands alone, has another rank or a name that PEFT does not look for, or belongs to a
+            module that the config does not name.
     """
     if config.get("peft_type") != "LORA":
         return
-    factors = {
-        (m["module"], m["side"]): shape for name, shape in stored.shapes.items() if (m := _FACTOR.fullmatch(name))
-    }
-    if not factors and not config.get("trainable_token_indices"):
+    if any(parse_name(name).part in ("a", "b") for name in stored.shapes):
+        _check_factors(file, stored, config)
+    elif not config.get("trainable_token_indices"):
         raise AdapterError("the config says LORA, and the weights hold no factor A or B; save the adapter again")
-    for module in sorted({module for module, _ in factors}):
-        if (module, "A") not in factors or (module, "B") not in factors:
-            raise AdapterError(f"{module} has only one of its two LoRA factors; save the adapter again")
-        _check_rank(module, factors[module, "A"], factors[module, "B"], config)
     _check_modules(stored, config)
 
 
-def _check_rank(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Mapping[str, Any]) -> None:
-    inner = (a[0], b[1]) if len(a) > 1 and len(b) > 1 else (0, 0)
-    if inner[0] != inner[1] or not inner[0]:
-        raise AdapterError(f"{module}: factors of shapes {a} and {b} do not multiply; save the adapter again")
-    if config.get("target_parameters") and module.endswith(("base_layer", "experts")):
-        return  # peft stacks the experts' factors, so their rank is a multiple
-    wanted = rank_of(config, module_name(module))
-    if inner[0] != wanted:
-        raise AdapterError(
-            f"{module} has rank {inner[0]}, adapter_config.json says {wanted}; config and weights are of two adapters: "
-            "save both together"
-        )
+def _check_factors(file: Path, stored: StoredAdapter, config: Mapping[str, Any]) -> None:
+    # PEFT's variants of LoRA keep more beside their factors; and no alpha decides a rank.
+    shapes = {name: shape for name, shape in stored.shapes.items() if not parse_name(name).is_foreign}
+    modules, _ = find_modules(shapes, {**config, "alpha_pattern": {}}, lambda key: float(read_tensor(file, key)))
+    for module in modules:
+        if (strange := module.not_as_peft_names_it()) is not None:
+            raise AdapterError(
+                f"PEFT does not look for {strange}, which it names otherwise, and would pass it over; save the adapter "
+                "with PEFT"
+            )
+        if not module.rank:
+            raise AdapterError(f"{module.name} has rank 0, which PEFT does not know; save the adapter without it")
 
 
 def _check_modules(stored: StoredAdapter, config: Mapping[str, Any]) -> None:
@@ -192,10 +192,10 @@ def _check_modules(stored: StoredAdapter, config: Mapping[str, Any]) -> None:
         return
     named = [*targets, *(config.get("modules_to_save") or ()), *(config.get("target_parameters") or ())]
     for name in stored.shapes:
-        match = _FACTOR.fullmatch(name) or _EXTRA.fullmatch(name)
-        module = match["module"] if match else name.rpartition(".")[0]
-        if match and "token_adapter" in name:
+        parsed, extra = parse_name(name), _EXTRA.fullmatch(name)
+        if extra and "token_adapter" in name:
             continue
+        module = parsed.module if parsed.part else extra["module"] if extra else name.rpartition(".")[0]
         if not any(_is_part(module, target) for target in named) and not config.get("target_parameters"):
             raise AdapterError(
                 f"the weights hold {name}, whose module adapter_config.json does not name; config and weights are of "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,11 +12,12 @@ from torch import Tensor
 
 from ..adapters.factors import AdapterFactors, ModuleFactors, read_factors
 from ..adapters.peft_seam import describe_saved, load_config
-from ..adapters.tensor_names import CONFIG, WEIGHTS
+from ..adapters.tensor_names import WEIGHTS
 from ..cards.card import render_card
 from ..cards.facts import Facts, read_facts, write_text_atomically
 from ..errors import AdapterError, BudgetError, ConfigError
-from ..push.release import CARD, sort_out
+from ..new_folder import check_free, copy_chosen, whole_folder
+from ..push.release import CARD, goes_along
 from ..ranks.lora_layers import lora_layers, ranks_into_config_, trained_adapter
 from .budgets import KNEE, as_parameters
 from .curve import RankCurve, Reading, calibration_examples, chosen_criterion, encoded, measure_curve
@@ -29,8 +28,6 @@ from .truncation import Truncation, TruncationCriterion, truncation
 __all__ = ["Compressed", "compress_adapter"]
 
 FACTS: Final = "facts.json"
-_OF_THE_WHOLE: Final = ("rank_history.json", "facts.json", CARD, CONFIG, WEIGHTS)
-"""Files of an adapter that a smaller one does not take over as they are; nor does it take pictures."""
 
 Row = Mapping[str, Any]
 Say = Callable[[str], None]
@@ -118,14 +115,16 @@ def compress_adapter(
     Raises:
         BudgetError: If the budget is nothing, not below what is there, holds no direction, or the knee is the whole.
         AdapterError: If the adapter cannot be read, or has layers whose rank cannot be changed.
-        ConfigError: If the folder is taken, or base or rows are missing.
+        ConfigError: If the folder is taken or cannot be written, or base or rows are missing.
 
     Example::
 
         compress_adapter("out/quickstart", "out/half", budget=0.5)
     """
     folder, target = Path(adapter), Path(out)
-    _check_free(target, folder)
+    if target.resolve() == folder.resolve():
+        raise ConfigError(f"{target} is the adapter itself, which is never overwritten; name another folder")
+    check_free(target)
     factors = read_factors(folder)
     stored = {name: _stored(module) for name, module in _cuttable(factors).items()}
     wanted = None if budget == KNEE else _below(as_parameters(budget, factors.parameters), factors.parameters)
@@ -146,13 +145,6 @@ def compress_adapter(
     )  # fmt: skip
     _write(factors, cut, done, curve if data is None else None)
     return done
-
-
-def _check_free(target: Path, source: Path) -> None:
-    if target.resolve() == source.resolve():
-        raise ConfigError(f"{target} is the adapter itself, which is never overwritten; name another folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} is there already, and nothing is overwritten; name a new folder, or remove it")
 
 
 def _cuttable(factors: AdapterFactors) -> Mapping[str, ModuleFactors]:
@@ -233,22 +225,15 @@ def _write(factors: AdapterFactors, cut: Truncation, done: Compressed, measured:
         done: What is kept.
         measured: What was measured on the run's own held-out rows.
     """
-    source, target = factors.file.parent, done.folder
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        draft.mkdir(parents=True)
+    source = factors.file.parent
+    with whole_folder(done.folder) as draft:
         save_file(_tensors(factors, cut, done.ranks), draft / WEIGHTS, metadata={"format": "pt"})
         config = load_config(source)
         ranks_into_config_(config, done.ranks, {name: update.scale for name, update in cut.layers.items()})
         config.save_pretrained(str(draft))
-        _copy_beside(source, draft)
+        copy_chosen(source, draft, goes_along)
         if (source / FACTS).is_file():
             _write_facts(read_facts(source / FACTS), draft, done, measured)
-        if target.exists():
-            target.rmdir()
-        draft.replace(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _tensors(factors: AdapterFactors, cut: Truncation, ranks: Mapping[str, int]) -> dict[str, Tensor]:
@@ -266,15 +251,6 @@ def _tensors(factors: AdapterFactors, cut: Truncation, ranks: Mapping[str, int])
     return tensors
 
 
-def _copy_beside(source: Path, draft: Path) -> None:
-    """Copy what an adapter is published with, such as the tokenizer, but for what tells of the whole adapter."""
-    there = (path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    for name in sort_out(there)[0]:
-        if name not in _OF_THE_WHOLE and not name.endswith((".png", ".yaml")):
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, draft / name)
-
-
 def _write_facts(facts: Facts, draft: Path, done: Compressed, measured: RankCurve | None) -> None:
     """Write what is known of the smaller adapter: of the whole one's facts, those that still hold, and a card."""
     old, new = facts.adapter, describe_saved(draft)
@@ -286,7 +262,7 @@ def _write_facts(facts: Facts, draft: Path, done: Compressed, measured: RankCurv
         facts,
         adapter=told | new | {"trainable_parameters": done.parameters, "compressed_from": {**was, **how}},
         evaluation={who: {"loss": round(loss, 6)} for who, loss in losses.items()},
-        samples=(), pictures=(), repo_id=None,
+        comparisons=(), samples=(), pictures=(), repo_id=None,
     )  # fmt: skip
     write_text_atomically(draft / FACTS, smaller.to_json())
     write_text_atomically(draft / CARD, render_card(smaller))

@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import Any, Final
 
 from ..adapters.patterns import alpha_for, exact_pattern
-from ..cards.layer_ranks import module_and_layer
+from ..cards.layer_ranks import place_of
 from .spectra import ENERGIES, Spectrum, Verdict
 
 __all__ = ["RankReport", "places"]
@@ -214,13 +214,9 @@ def places(names: Sequence[str]) -> Mapping[str, tuple[str, int | None]]:
     >>> places(["text.layers.0.q", "vision.layers.0.q"])["vision.layers.0.q"]
     ('vision.layers.q', 0)
     """
-    found = {name: module_and_layer(name) for name in names}
-    stacks = {name: name.removesuffix(kind).rstrip(".").rpartition(".")[0] for name, (kind, _) in found.items()}
-    in_layers = {name for name, (kind, _) in found.items() if kind != name}
-    is_one = len({stacks[name] for name in in_layers}) < 2
+    found = {name: place_of(name) for name in names}
+    is_one = len({stack for stack, layer, _ in found.values() if layer is not None}) < 2
     return {
-        name: (kind if is_one or not stacks[name] else f"{stacks[name]}.{kind}", layer)
-        if name in in_layers
-        else (name, None)
-        for name, (kind, layer) in found.items()
+        name: (module if is_one or not stack else f"{stack}.{module}", layer)
+        for name, (stack, layer, module) in found.items()
     }

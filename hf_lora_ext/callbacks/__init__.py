@@ -7,10 +7,13 @@ from .evaluate_at_end import EvaluateAtEnd
 from .facts import FactsCallback
 from .held_out_loss import HeldOutLoss
 from .new_tokens import NewTokensCallback
+from .overfit import OverfitCallback
 from .plain_adapter import PlainAdapterCallback
 from .progress import ProgressLines
 from .push_adapter import PushAdapterCallback, PushOnTheWay
+from .resource_use import ResourceCallback
 from .start import EvaCallback, LoftqCallback
+from .train_log import TrainLog
 
 __all__ = [
     "AdaLoraCallback",
@@ -22,8 +25,11 @@ __all__ = [
     "HeldOutLoss",
     "LoftqCallback",
     "NewTokensCallback",
+    "OverfitCallback",
     "PlainAdapterCallback",
     "ProgressLines",
     "PushAdapterCallback",
     "PushOnTheWay",
+    "ResourceCallback",
+    "TrainLog",
 ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import TrainerCallback
@@ -29,7 +29,7 @@ from ..ranks.moves import apply_moves_, decide_moves, groups_of, rows_to_judge
 from ..ranks.probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..ranks.sketches import Sketches, Tap
 from ..ranks.storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
-from .trainer_fit import come_before_trackers_, least_ranks, put_precision_back_, refuse
+from .trainer_fit import agreed, come_before_trackers_, least_ranks, put_precision_back_, refuse
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -38,7 +38,6 @@ __all__ = ["AdaptiveRankCallback"]
 
 HISTORY_FILE: Final = "rank_history.json"
 PLOT_FILE: Final = "rank_history.png"
-Decision = TypeVar("Decision")
 logger = logging.getLogger(__name__)
 
 
@@ -205,7 +204,7 @@ class AdaptiveRankCallback(TrainerCallback):
     ) -> None:
         """Meet the budget if the run, or its best checkpoint, ended before it was met, and leave the history."""
         self.layers_.compact_()
-        if self.layers_.parameters > self.budget_:
+        if self.is_over_budget:
             logger.warning(
                 "the adapter has %d parameters, over the budget of %d: the run, or its best checkpoint, ended before "
                 "the last change of ranks; it is cut now, and was not trained after that",
@@ -217,6 +216,11 @@ class AdaptiveRankCallback(TrainerCallback):
         self._stop_watching()
         if state.is_world_process_zero:
             self._leave_history(Path(args.output_dir))
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether the adapter still has to lose directions."""
+        return self.layers_.parameters > self.budget_
 
     def _stop_watching(self) -> None:
         if self.probe_ is not None:
@@ -240,7 +244,7 @@ class AdaptiveRankCallback(TrainerCallback):
             self.tap_ = Tap(self.layers_.model, layers, sketches)
         if step >= event.turn and sketches.searching:
             self._pool(args)
-            sketches.judge_rows_(_agreed(lambda: rows_to_judge(self.layers_.live, moments, sketches), args))
+            sketches.judge_rows_(agreed(lambda: rows_to_judge(self.layers_.live, moments, sketches), args))
 
     def _pool(self, args: TrainingArguments) -> None:
         """Let the main process have what all have seen."""
@@ -300,7 +304,7 @@ class AdaptiveRankCallback(TrainerCallback):
         moments, sketches, masked = self.probe_.moments, self.state_.sketches, args.world_size > 1
         settings = self.costs_, moments, sketches, budget, args.gradient_accumulation_steps
         self._pool(args)
-        moves = _agreed(lambda: decide_moves(self.layers_.live, *settings, self.width_ if masked else budget), args)
+        moves = agreed(lambda: decide_moves(self.layers_.live, *settings, self.width_ if masked else budget), args)
         self._stop_probe()
         self.state_.moments, self.state_.sketches = {}, None
         before = self.layers_.ranks
@@ -389,8 +393,3 @@ class AdaptiveRankCallback(TrainerCallback):
         if self.probe_ is not None:
             self.state_.moments = self.probe_.moments
         return self.state_
-
-
-def _agreed(decide: Callable[[], Decision], args: TrainingArguments) -> Decision:
-    """Return what is decided; where several processes train, what the main one decides."""
-    return from_main(decide) if args.world_size > 1 else decide()

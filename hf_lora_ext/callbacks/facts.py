@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from enum import Enum
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +26,9 @@ from ..errors import ConfigError, ResumeError
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 from ..plots import plot_loss
 from ..runs.trainer_kinds import TRAINER_KINDS
+from .losses import evaluation_in, kept_step, loss_history
 from .own_card import OwnCard
+from .resource_use import resources_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,18 +145,21 @@ class FactsCallback(TrainerCallback):
             return
         self.card_.put_back_(is_over=True)
         path = self.path or Path(args.output_dir) / FACTS_FILE
-        clean = self._clean(args, state, model, path.parent)
+        clean = self._clean(args, state, model, path.parent, _step_of_adapter(args, state))
         path.parent.mkdir(parents=True, exist_ok=True)
         if clean.loss_history:
             plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean), curve_label(clean))
         clean = replace(clean, pictures=pictures_beside(path.parent, clean))
         write_text_atomically(path, clean.to_json())
 
-    def _clean(self, args: TrainingArguments, state: TrainerState, model: Any, folder: Path) -> Facts:
+    def _clean(
+        self, args: TrainingArguments, state: TrainerState, model: Any, folder: Path, adapter_of: int | None = None
+    ) -> Facts:
         """Return the facts without this machine's names."""
-        return Facts.from_dict(redact(self._gather(args, state, model).to_dict(), private_folders(folder)))
+        gathered = self._gather(args, state, model, adapter_of)
+        return Facts.from_dict(redact(gathered.to_dict(), private_folders(folder)))
 
-    def _gather(self, args: TrainingArguments, state: TrainerState, model: Any) -> Facts:
+    def _gather(self, args: TrainingArguments, state: TrainerState, model: Any, adapter_of: int | None) -> Facts:
         method = training_method(args) or self.method
         kind = TRAINER_KINDS.get(method or "")
         untold = kind.untold if kind else ()
@@ -167,12 +171,14 @@ class FactsCallback(TrainerCallback):
             "train_seconds": round(self._train_seconds(), 1),
             "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "steps": state.global_step,
+            "adapter_of_step": adapter_of,
             "planned_steps": state.max_steps,
             "epochs": round(state.epoch, 3) if state.epoch is not None else None,
             "tokens": _last_logged(state.log_history, "num_tokens"),
             "peak_memory": peak_memory(),
             "emissions": measured_emissions(Path(args.output_dir), self.resumed_at_) or None,
         }
+        run |= resources_in(state.log_history)
         adapter = describe_adapter(model) | label_names(model) if hasattr(model, "peft_config") else {}
         return Facts(
             base_model=self.base_model or _base_of(model),
@@ -182,7 +188,7 @@ class FactsCallback(TrainerCallback):
             quantization=describe_quantization(model),
             run={key: value for key, value in run.items() if value is not None},
             loss_history=history,
-            evaluation=_evaluation(state.log_history, untold),
+            evaluation=evaluation_in(state.log_history, adapter_of, untold),
             environment={"versions": software_versions(), "hardware": describe_hardware()},
             recipe=self.recipe,
             stated=_stated_in(file),
@@ -201,19 +207,12 @@ def _stated_in(file: Path) -> StatedFacts | None:
         return None
 
 
-def loss_history(log: list[dict[str, Any]], name: str = "loss") -> tuple[dict[str, float], ...]:
-    """Return the losses in a trainer's log, one row per step and kind; a repeated row counts once, the later.
-
-    Args:
-        log: The log.
-        name: `reward` for what learns from rewards, whose loss says nothing.
-    """
-    rows: dict[tuple[float, str], dict[str, float]] = {}
-    for entry in log:
-        for key in (name, f"eval_{name}"):
-            if key in entry:
-                rows[entry["step"], key] = {"step": entry["step"], key: round(float(entry[key]), 6)}
-    return tuple(rows[key] for key in sorted(rows))
+def _step_of_adapter(args: TrainingArguments, state: TrainerState) -> int | None:
+    """Return the step of the adapter that was given back when training ended; None where it is the last one."""
+    step = kept_step(state.log_history)
+    if step is None and args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        step = state.best_global_step
+    return step if step != state.global_step else None
 
 
 def training_method(args: TrainingArguments) -> str | None:
@@ -254,34 +253,6 @@ def pictures_beside(folder: Path, facts: Facts) -> tuple[str, ...]:
     """Return the names of the run's pictures in a folder; one of ranks only where ranks differ."""
     wanted = ([LOSS_PICTURE] if facts.loss_history else []) + ([RANK_PICTURE] if "ranks" in facts.adapter else [])
     return tuple(name for name in wanted if (folder / name).is_file())
-
-
-_METRIC_NAMES: Final = {"mean_token_accuracy": "token accuracy"}
-_NOT_METRICS: Final = (
-    *("*_per_second", "runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time"),
-    *("logits/*", "logps/*", "clip_ratio/*", "sampling/*", "frac_reward_zero_std", "*/std", "min_reward", "max_reward"),
-    *("completions/min_*", "completions/max_*", "completions/mean_terminated_length"),
-)
-"""What trainers log of an evaluation beside its metrics: time, and what no reader compares adapters by."""
-
-
-def _evaluation(log: list[dict[str, Any]], untold: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Return the held-out metrics at step 0, where the adapter is still the base, and at the last evaluation."""
-    evaluated = [entry for entry in log if "eval_loss" in entry]
-    if not evaluated:
-        return {}
-    measured = {"adapter": evaluated[-1]} | ({"base": evaluated[0]} if evaluated[0]["step"] == 0 else {})
-    return {who: _metrics(entry, untold) for who, entry in measured.items()}
-
-
-def _metrics(entry: Mapping[str, Any], untold: Sequence[str]) -> dict[str, float]:
-    """Return the metrics in a row of the trainer's log: the loss, and what `compute_metrics` or trl measured."""
-    named = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
-    return {
-        _METRIC_NAMES.get(name, name): round(float(value), 6)
-        for name, value in named.items()
-        if isinstance(value, (int, float)) and not any(fnmatchcase(name, part) for part in (*_NOT_METRICS, *untold))
-    }
 
 
 def _last_logged(log: list[dict[str, Any]], key: str) -> int | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import TrainerCallback
 
 from ..cards.facts import write_text_atomically
+from ..choices.methods import stored_init
 from ..errors import ConfigError, LoraExtError
 from ..hub import without_bars
 from ..hub.failures import HubAway
@@ -37,8 +38,6 @@ WAIT_SECONDS: Final = 480.0
 """Less than the 600 s after which torch's process groups give up on the process that is waited for
 (torch.distributed.init_process_group, `timeout` for NCCL)."""
 TOLD_EVERY_SECONDS: Final = 10.0
-_CHANGES_BASE: Final = ("pissa", "olora", "corda", "lora_ga")
-"""Starts after which peft's base is another one (LoraConfig.init_lora_weights)."""
 logger = logging.getLogger(__name__)
 
 
@@ -330,8 +329,8 @@ def _why_only_the_end(model: Any) -> str:
 
 def _changes_base(model: Any) -> bool:
     """Return whether the adapter's start changed the weights below it."""
-    init = getattr(_config_of(model), "init_lora_weights", None)
-    return isinstance(init, str) and init.startswith(_CHANGES_BASE)
+    init = stored_init(getattr(_config_of(model), "init_lora_weights", None))
+    return init is not None and init.changes_base
 
 
 def _config_of(model: Any) -> Any:

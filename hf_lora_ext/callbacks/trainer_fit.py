@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 from transformers import TrainerCallback
@@ -14,13 +15,25 @@ from transformers.trainer_callback import CallbackHandler
 from ..errors import ConfigError
 from ..ranks.allocation import parameters_of
 from ..ranks.optimizer_state import check_optimizer, load_precision_
+from ..ranks.probes import from_main
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from ..ranks.storage import AdapterLayers
 
-__all__ = ["come_before_trackers_", "come_last_", "least_ranks", "put_precision_back_", "refuse"]
+__all__ = [
+    "agreed",
+    "come_before_trackers_",
+    "come_last_",
+    "companion_of",
+    "least_ranks",
+    "put_precision_back_",
+    "refuse",
+]
+
+Decision = TypeVar("Decision")
+Companion = TypeVar("Companion", bound=TrainerCallback)
 
 OPTIMIZER_FILE: Final = "optimizer.pt"
 """The optimizer's state in a trainer's checkpoint."""
@@ -71,6 +84,11 @@ def least_ranks(layers: AdapterLayers, budget: int, processes: int, mode: str) -
     return least
 
 
+def agreed(decide: Callable[[], Decision], args: TrainingArguments) -> Decision:
+    """Return what is decided; where several processes train, what the main one decides."""
+    return from_main(decide) if args.world_size > 1 else decide()
+
+
 def put_precision_back_(optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:
     """Give the optimizer, which was loaded from a checkpoint, the precision that its state was saved in."""
     saved = checkpoint / OPTIMIZER_FILE
@@ -96,6 +114,12 @@ def come_last_(callback: TrainerCallback) -> None:
     """
     if (handler := _handler_of(callback)) is not None:
         handler.callbacks = [other for other in handler.callbacks if other is not callback] + [callback]
+
+
+def companion_of(callback: TrainerCallback, kind: type[Companion]) -> Companion | None:
+    """Return the callback of a kind that is in the same trainer, or None; asked from within a hook."""
+    handler = _handler_of(callback)
+    return next((other for other in handler.callbacks if isinstance(other, kind)), None) if handler else None
 
 
 def _handler_of(callback: TrainerCallback) -> CallbackHandler | None:

@@ -62,6 +62,12 @@ def render_card(facts: Facts | Mapping[str, Any], template: str | Path | None = 
     except TemplateError as error:
         line = f", line {number}" if (number := getattr(error, "lineno", None)) else ""
         raise ConfigError(f"template {source}{line}: {error}; mend it, or start from our adapter.md.jinja") from error
+    except Exception as error:  # a template can divide by zero, recurse for ever, include a file
+        if template is None:
+            raise
+        raise ConfigError(
+            f"template {source}: {type(error).__name__}: {error}; mend it, or start from our adapter.md.jinja"
+        ) from error
     if block not in card:  # a template of the user's own that says nothing of it
         card = f"{card.rstrip()}\n\n{block}\n"
     return sealed(card.encode("utf8", "replace").decode("utf8"))

@@ -13,9 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from ..errors import ConfigError
+from .comparisons import Comparison
+from .fact_keys import AdapterFacts, EnvironmentFacts, RunFacts
+from .plain_values import misfit
 
 __all__ = [
     "BaseModelFacts",
@@ -23,6 +26,7 @@ __all__ = [
     "Facts",
     "Sample",
     "StatedFacts",
+    "json_ready",
     "read_facts",
     "redact",
     "write_text_atomically",
@@ -113,21 +117,24 @@ class Facts:
     """The model that was adapted."""
     data: DataFacts | None = None
     """The examples."""
-    adapter: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Annotated[Mapping[str, Any], AdapterFacts] = field(default_factory=dict)
     """Kind, rank (by layer where it differs), alpha, targets, trainable parameters, bytes, the whole PEFT config."""
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that shape the result."""
     quantization: Mapping[str, Any] = field(default_factory=dict)
     """How the base was quantised."""
-    run: Mapping[str, Any] = field(default_factory=dict)
-    """Start (UTC), method, steps, tokens, seconds, peak memory in GiB, emissions in grams, whether it finished."""
+    run: Annotated[Mapping[str, Any], RunFacts] = field(default_factory=dict)
+    """Start (UTC), method, steps, tokens, seconds (of all, and the median of a step), peak memory in GiB and beside its
+    plan, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
     """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
+    comparisons: Sequence[Comparison] = ()
+    """Base and adapter on the same rows, with intervals, as `hf-lora evaluate` finds them."""
     samples: Sequence[Sample] = ()
     """Held-out examples answered before and after."""
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    environment: Annotated[Mapping[str, Any], EnvironmentFacts] = field(default_factory=dict)
     """`versions` and `hardware`."""
     recipe: str | None = None
     """The recipe as YAML, which reproduces the run."""
@@ -145,7 +152,7 @@ class Facts:
 
     def to_json(self) -> str:
         """Return the facts as JSON text; a loss that is not a number is written as `null`."""
-        return json.dumps(_finite(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(json_ready(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Facts:
@@ -162,23 +169,22 @@ class Facts:
         given = {key: value for key, value in raw.items() if key != "schema_version"}
         if unknown := set(given) - {f.name for f in fields(cls)}:
             raise ConfigError(f"facts have unknown sections: {', '.join(sorted(unknown))}; remove them")
+        if problem := misfit(given, cls, "facts"):
+            raise ConfigError(f"facts are malformed ({problem}); write them anew")
+        for name, kind in (("base_model", BaseModelFacts), ("data", DataFacts)):
+            if given.get(name) is not None:
+                given[name] = kind(**given[name])
+        if given.get("stated") is not None:
+            stated = given["stated"]
+            given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
         try:
-            if "base_model" in given:
-                given["base_model"] = BaseModelFacts(**given["base_model"])
-            if "data" in given:
-                given["data"] = DataFacts(**given["data"])
-            if "stated" in given:
-                stated = given["stated"]
-                given["stated"] = StatedFacts(**{**stated, "language": tuple(stated.get("language", ()))})
-            for name in ("adapter", "hyperparameters", "quantization", "run", "evaluation", "environment"):
-                if not isinstance(given.get(name, {}), Mapping):
-                    raise TypeError(f"{name} is no mapping")
-            given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
-            given["loss_history"] = tuple(given.get("loss_history", ()))
-            given["pictures"] = tuple(given.get("pictures", ()))
-            return cls(**given)
-        except (AttributeError, TypeError) as error:
+            given["comparisons"] = tuple(map(Comparison.from_dict, given.get("comparisons", ())))
+        except TypeError as error:  # a metric that this version does not know
             raise ConfigError(f"facts are malformed ({error}); write them anew") from error
+        given["samples"] = tuple(Sample(**sample) for sample in given.get("samples", ()))
+        given["loss_history"] = tuple(given.get("loss_history", ()))
+        given["pictures"] = tuple(given.get("pictures", ()))
+        return cls(**given)
 
 
 def read_facts(path: Path) -> Facts:
@@ -242,12 +248,12 @@ def _last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not know, by None."""
+def json_ready(value: Any) -> Any:
+    """Return the value with None in place of NaN and infinities, which JSON does not know."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: json_ready(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [json_ready(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-__all__ = ["ModuleRanks", "module_and_layer", "ranks_by_module"]
+__all__ = ["ModuleRanks", "module_and_layer", "place_of", "ranks_by_module"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +44,26 @@ class ModuleRanks:
         return ", ".join(f"{rank} in {'' if i else 'layers '}{where}" for i, (where, rank) in enumerate(told))
 
 
+def place_of(name: str) -> tuple[str, int | None, str]:
+    """Return the stack of layers that a module is in, its layer's index, and its name within the layer.
+
+    >>> place_of("model.layers.11.self_attn.q_proj")
+    ('model.layers', 11, 'self_attn.q_proj')
+    >>> place_of("lm_head")
+    ('', None, 'lm_head')
+    """
+    found = re.fullmatch(r"(?:(.*?)\.)??(\d+)\.(.+)", name)
+    return (found[1] or "", int(found[2]), found[3]) if found else ("", None, name)
+
+
 def module_and_layer(name: str) -> tuple[str, int]:
-    """Return a module's kind and its layer's index; 0 where the name has none.
+    """Return a module's name within its layer and the layer's index; 0 where it is in none.
 
     >>> module_and_layer("model.layers.11.self_attn.q_proj")
     ('self_attn.q_proj', 11)
     """
-    found = re.search(r"(?:^|\.)(\d+)\.(.+)$", name)
-    return (found[2], int(found[1])) if found else (name, 0)
+    _, layer, module = place_of(name)
+    return module, layer or 0
 
 
 def ranks_by_module(ranks: Mapping[str, int]) -> tuple[ModuleRanks, ...]:

@@ -8,6 +8,7 @@ here is its own held-out split.
 import re
 from typing import Any, Final
 
+from .comparisons import METRICS, Comparison
 from .facts import Facts
 from .markdown import flat
 
@@ -27,7 +28,9 @@ _NOT_TRL: Final = frozenset({"classification", "seq2seq"})
 """Methods of transformers' own trainers."""
 _METHOD_TAGS: Final = {"reward": "reward-trainer"}
 """Trainer's method → trl's own tag for it, where that is another word."""
-_HUB_METRICS: Final = {"accuracy", "f1", "precision", "recall", "matthews_correlation", "perplexity", "rouge", "bleu"}
+_HUB_METRICS: Final = frozenset(
+    {"accuracy", "f1", "precision", "recall", "matthews_correlation", "perplexity", "rouge", "bleu", "exact_match"}
+)
 """Metrics with a page on the Hub; a loss has none."""
 
 
@@ -70,7 +73,7 @@ def card_metadata(facts: Facts) -> dict[str, Any]:
         "base_model_relation": "adapter" if on_hub else None,
         "datasets": [data.name] if data and is_hub_data(facts) else None,
         "tags": _tags(facts),
-        "metrics": [name for name in facts.evaluation.get("adapter", {}) if name in _HUB_METRICS],
+        "metrics": _metrics(facts),
         "co2_eq_emissions": _emissions(facts),
         "model-index": _model_index(facts),
     }
@@ -116,23 +119,52 @@ def _emissions(facts: Facts) -> dict[str, Any] | None:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def _metrics(facts: Facts) -> list[str]:
+    """Return the measured metrics that have a page on the Hub, each once."""
+    trained = facts.evaluation.get("adapter", {})
+    compared = [METRICS[row.metric].hub for one in facts.comparisons for row in one.measured]
+    return [name for name in dict.fromkeys([*trained, *compared]) if name in _HUB_METRICS]
+
+
+def measured_again(facts: Facts) -> frozenset[str]:
+    """Return the words of what a comparison measured on the rows that the trainer measured on too."""
+    seen = facts.data.eval_fingerprint if facts.data else None
+    same = [one for one in facts.comparisons if seen is not None and one.fingerprint == seen]
+    return frozenset(METRICS[row.metric].words for one in same for row in one.measured)
+
+
 def _model_index(facts: Facts) -> list[dict[str, Any]] | None:
-    """Return the adapter's values on the held-out examples; the base's stand in the card's table."""
+    """Return the adapter's values; the base's, and the intervals, stand in the card's tables.
+
+    Of rows that it was trained on there is no entry: a figure without its warning would be taken for a held-out one.
+    """
     task = PIPELINE_TAGS.get(str(facts.adapter.get("task_type")))
-    data, values = facts.data, facts.evaluation.get("adapter", {})
-    if not (task and data and values):
+    data, again = facts.data, measured_again(facts)
+    if not (task and data):
         return None
-    dataset = {
-        "name": f"{data.name}, held-out examples",
-        "type": data.name,
-        "revision": data.revision if is_hub_data(facts) else None,
+    revision = {"revision": data.revision} if data.revision and is_hub_data(facts) else {}
+    found: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {}
+    held_out = {"name": f"{data.name}, held-out examples", "type": data.name, **revision}
+    for name, value in facts.evaluation.get("adapter", {}).items():
+        if name not in again:
+            entry = {"type": name.replace(" ", "_"), "value": value, "name": f"Held-out {name}"}
+            found.setdefault(held_out["name"], (held_out, {}))[1][name] = entry
+    for one in facts.comparisons:
+        whole = one.fingerprint == data.eval_fingerprint
+        dataset = held_out if whole else {"name": f"{one.data}, {one.examples} examples", "type": one.data}
+        if not one.trained_on:
+            found.setdefault(dataset["name"], (dataset, {}))[1].update(_entries(one))
+    results = [
+        {"task": {"type": task}, "dataset": dataset, "metrics": [*entries.values()]}
+        for dataset, entries in found.values()
+    ]
+    return [{"name": card_title(facts), "results": results}] if results else None
+
+
+def _entries(one: Comparison) -> dict[str, dict[str, Any]]:
+    """Return metric → its entry; what is measured later on the same rows takes its place."""
+    before = "Held-out " if one.held_out else ""
+    named = [(METRICS[row.metric], row.adapter) for row in one.measured]
+    return {
+        metric.words: {"type": metric.hub, "value": value, "name": f"{before}{metric.words}"} for metric, value in named
     }
-    result = {
-        "task": {"type": task},
-        "dataset": {key: value for key, value in dataset.items() if value is not None},
-        "metrics": [
-            {"type": name.replace(" ", "_"), "value": value, "name": f"Held-out {name}"}
-            for name, value in values.items()
-        ],
-    }
-    return [{"name": card_title(facts), "results": [result]}]

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..strict_yaml import dump_yaml
+from .comparisons import METRICS
 from .facts import Facts
 from .layer_ranks import module_and_layer, ranks_by_module
 from .licences import LICENCE_TERMS
 from .markdown import cell, code, hub_link, inline
-from .metadata import adapter_kind, card_metadata, card_title, is_hub_data, training_method
+from .metadata import adapter_kind, card_metadata, card_title, is_hub_data, measured_again, training_method
 from .usage import usage_code
 
 __all__ = ["card_view"]
@@ -35,7 +36,7 @@ _METHODS: Final = {
 _SWITCHES: Final = {"use_rslora": "rank-stabilised scale (rsLoRA)", "use_dora": "DoRA", "bias": "biases trained"}
 """PEFT's field → what a card calls it, shown where it is on."""
 _SETTINGS: Final = {"modules_to_save": "modules trained whole", "target_parameters": "target parameters"}
-_UNITS: Final = {"_gib": "GiB", "_seconds": "s"}
+_UNITS: Final = {"_gib": "GiB", "_seconds": "s", "_kwh": "kWh"}
 _SHOWN_APART: Final = frozenset({"config", "layer_ranks", "labels", "ranks"})
 _TOLD_ELSEWHERE: Final = frozenset({"method", "examples_per_step", "emissions"})
 
@@ -56,6 +57,8 @@ def card_view(facts: Facts) -> dict[str, Any]:
         "shaping": {name: given[name] for name in _SHAPING if name in given},
         "other_arguments": {name: value for name, value in given.items() if name not in _SHAPING},
         "evaluation": _comparison(facts),
+        "comparisons": facts.comparisons,
+        "metric_words": {name: metric.words for name, metric in METRICS.items()},
         "losses": _losses(facts),
         "curve": "Reward" if any({"reward", "eval_reward"} & row.keys() for row in facts.loss_history) else "Loss",
         "run_rows": _run_rows(facts),
@@ -122,10 +125,10 @@ def _run_rows(facts: Facts) -> list[tuple[str, Any]]:
     told = {**facts.run, **facts.environment.get("hardware", {})}
     rows = [row for key, value in told.items() if key not in _TOLD_ELSEWHERE for row in _rows(key, value)]
     measured = facts.run.get("emissions")
-    if isinstance(measured, Mapping):
+    if measured and "energy_kwh" in measured:
         place = f" ({measured['country']})" if "country" in measured else ""
         grams = f", {measured['grams']:.4g} g CO2eq{place}" if "grams" in measured else ""
-        rows.append((f"energy, by {measured.get('source')}", f"{measured.get('energy_kwh'):.4g} kWh{grams}"))
+        rows.append((f"energy, by {measured.get('source')}", f"{measured['energy_kwh']:.4g} kWh{grams}"))
     if versions := facts.environment.get("versions"):
         rows.append(("versions", [f"{name} {version}" for name, version in versions.items()]))
     return rows
@@ -145,9 +148,13 @@ def _rows(key: str, value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _comparison(facts: Facts) -> list[tuple[str, float | None, float | None]]:
-    """Return metric, base's value and adapter's value, None where one was not measured."""
+    """Return metric, base's value and adapter's value, None where one was not measured.
+
+    What was measured again on the same rows, with its interval, stands in the comparison instead.
+    """
     base, adapter = facts.evaluation.get("base", {}), facts.evaluation.get("adapter", {})
-    return [(metric, base.get(metric), adapter.get(metric)) for metric in {**base, **adapter}]
+    again = measured_again(facts)
+    return [(metric, base.get(metric), adapter.get(metric)) for metric in {**base, **adapter} if metric not in again]
 
 
 def _losses(facts: Facts) -> dict[str, tuple[Mapping[str, float], Mapping[str, float]]]:

@@ -14,7 +14,7 @@ from ..errors import ConfigError, nearest
 from ..models.sizes import ModelShape, size_band
 from ..models.targets import targets_choice
 
-__all__ = ["TASKS", "Advice", "Task", "advise", "check_question"]
+__all__ = ["TASKS", "Advice", "Task", "advise", "check_question", "overfitting_risk"]
 
 Task = Literal["style", "classification", "chat", "code", "domain"]
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
@@ -34,7 +34,8 @@ BITS_PER_PARAMETER: Final = 2.0
 BITS_PER_TOKEN: Final = 1.0
 """What a training token asks to be held, at most (0.69 nats)."""
 SMALL_DATA: Final = 1_000
-"""Examples below which an adapter soon knows them by heart."""
+"""Examples below which an adapter soon knows them by heart: rank and dropout are lowered there, and a run is watched
+(`OverfitCallback`), so that one bound decides all three."""
 TINY_DATA: Final = 100
 LADDER: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -111,6 +112,13 @@ def check_question(task: str | None, examples: int | None, tokens: int | None) -
             raise ConfigError(f"{name}={value!r} must be a whole number from 1; leave it out where it is not known")
 
 
+def overfitting_risk(examples: int | None) -> Literal["severe", "likely"] | None:
+    """Return how likely a run is to learn its examples by heart; None where they are many, or not counted."""
+    if examples is None or examples >= SMALL_DATA:
+        return None
+    return "severe" if examples < TINY_DATA else "likely"
+
+
 def _rank(shape: ModelShape, task: Task | None, examples: int | None, tokens: int | None) -> Choice:
     """Return the lowest rank of the task's range, raised to what the tokens ask, lowered where data is small."""
     band = size_band(shape.parameters)
@@ -162,9 +170,8 @@ def _dropout(examples: int | None) -> Choice:
 
 def _warnings(shape: ModelShape, rank: int, examples: int | None, tokens: int | None) -> tuple[Choice, ...]:
     found = []
-    if examples is not None and examples < SMALL_DATA:
+    if (how := overfitting_risk(examples)) is not None:
         why = "hold examples out, watch their loss from the first epoch, stop early"
-        how = "severe" if examples < TINY_DATA else "likely"
         found.append(Choice(name="overfitting", value=how, why=why, source=PRACTICE))
     capacity = _capacity(shape, rank)
     if tokens is not None and capacity is not None:

@@ -27,6 +27,7 @@ __all__ = [
     "check_method",
     "config_features",
     "init_facts",
+    "stored_init",
 ]
 
 Method = Literal["lora", "rslora", "dora", "qlora", "qlora8", "qdora", "adalora", "prefix"]
@@ -113,7 +114,11 @@ class Init:
     """How the adapter's factors start."""
 
     changes_base: bool = False
-    """Whether it takes its part out of the base, so that the adapter belongs to the changed base."""
+    """Whether it takes its part out of the base, so that the adapter belongs to the changed base, and another one must
+    be made of it for the unchanged one."""
+    changes_base_on_load: bool = False
+    """Whether peft 0.21 changes the base's weights also when it loads an adapter whose config names this start
+    (peft/tuners/lora/layer.py, update_layer)."""
     by_callback: bool = False
     """Whether `Preset.callbacks` gives it when training begins; for peft the adapter starts by default."""
     refusal: str = ""
@@ -136,11 +141,22 @@ INITS: Final[Mapping[str, Init]] = {
     "orthogonal": Init(
         why="A and B small, in orthogonal rank spaces: B A = 0", source="datta0.github.io, Rethink LoRA init"
     ),
-    "pissa": Init(changes_base=True, why="the base's leading singular directions train", source=PISSA),
-    "olora": Init(changes_base=True, why="orthonormal factors by QR of the base", source="OLoRA, arXiv 2406.01775"),
+    "pissa": Init(
+        changes_base=True,
+        changes_base_on_load=True,
+        why="the base's leading singular directions train",
+        source=PISSA,
+    ),
+    "olora": Init(
+        changes_base=True,
+        changes_base_on_load=True,
+        why="orthonormal factors by QR of the base",
+        source="OLoRA, arXiv 2406.01775",
+    ),
     "mica": Init(why="B frozen on the base's least singular directions", source="MiCA, arXiv 2604.01694"),
     "loftq": Init(
         by_callback=True,
+        changes_base_on_load=True,  # where peft itself did it: it rounds the base; ours is none of its starts
         why="makes up for the quantisation of the base, which stays as it is",
         source="LoftQ, arXiv 2310.08659",
     ),
@@ -150,6 +166,8 @@ INITS: Final[Mapping[str, Init]] = {
         source="EVA, arXiv 2410.07170",
     ),
     "corda": Init(
+        changes_base=True,
+        changes_base_on_load=True,  # and only where the base was prepared as for the training
         why="directions weighted by the inputs' covariance",
         source="CorDA, arXiv 2406.05223",
         refusal=f"needs data before wrapping; {_WRAP_FIRST}: config = LoraConfig(init_lora_weights='corda', "
@@ -158,6 +176,7 @@ INITS: Final[Mapping[str, Init]] = {
         f"installed, {_CONVERT}; such a run cannot be resumed",
     ),
     "lora_ga": Init(
+        changes_base=True,  # not on load: without gradients peft starts it as plain LoRA
         why="the gradient's leading directions",
         source="LoRA-GA, arXiv 2407.05000",
         refusal=f"needs gradients, without which peft silently starts it as plain LoRA; {_WRAP_FIRST}: "
@@ -286,6 +305,18 @@ def init_facts(init: str) -> Init:
     if init not in INITS:
         raise ConfigError(f"init {init!r} is not known; {nearest(str(init), INITS)}")
     return INITS[init]
+
+
+def stored_init(init: Any) -> Init | None:
+    """Return the facts of `init_lora_weights` in a peft configuration; None of what names no start.
+
+    Like peft, which takes `pissa_niter_16` for a PiSSA, by how the name begins.
+
+    >>> stored_init("pissa_niter_16") is INITS["pissa"], stored_init(True)
+    (True, None)
+    """
+    name = init.lower() if isinstance(init, str) else ""
+    return next((facts for known, facts in INITS.items() if name.startswith(known)), None)
 
 
 def config_features(config: Any) -> frozenset[str]:

@@ -15,10 +15,13 @@ __all__ = ["main"]
 VERBS: Final = {
     "preset": "Print a fine-tune's every value, with reason and source.",
     "plan": "Say what memory a run needs, by component, and what fits.",
+    "recipes": "List the recipes that come with the package, or show one.",
+    "init": "Copy a recipe that comes with the package, to be changed.",
     "train": "Train the LoRA adapter that a recipe describes.",
     "sweep": "Try a recipe at many points, and say which is best.",
     "ranks": "Say which modules of an adapter have rank to spare, and which lack it.",
     "curve": "Say what an adapter would lose at every smaller size.",
+    "evaluate": "Say what an adapter changes on held-out rows, with intervals.",
     "compress": "Write a smaller adapter: the directions that are worth most.",
     "export": "Write an adapter in the form that an inference engine loads.",
     "merge": "Write the whole model with an adapter in its weights.",
@@ -35,10 +38,13 @@ EPILOG: Final = """
 Examples:
   hf-lora preset 7B --gpu 24
   hf-lora plan 70B --gpu 24 --gpus 2
-  hf-lora train recipes/quickstart.yaml
+  hf-lora recipes
+  hf-lora init qlora_7b mine.yaml
+  hf-lora train quickstart
   hf-lora sweep recipes/sweep_rank.yaml --dry-run
   hf-lora ranks out/quickstart
   hf-lora curve out/quickstart
+  hf-lora evaluate out/quickstart --metrics loss,rouge
   hf-lora compress out/quickstart out/half --budget 50%
   hf-lora export out/quickstart out/portable --for vllm
   hf-lora card out/quickstart

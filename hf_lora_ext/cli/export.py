@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .quiet import quieten_libraries
+
 if TYPE_CHECKING:
     from ..export.export import Exported
 
-__all__ = ["command", "report", "show_no_progress"]
+__all__ = ["command", "report"]
 
 EPILOG = """
 \b
@@ -42,17 +42,8 @@ def command(adapter: str, out: str, no_check: bool, as_json: bool, **given: Any)
     """Write an adapter in the form that an inference engine loads."""
     from ..export.export import export_adapter
 
-    show_no_progress()
+    quieten_libraries()
     report(export_adapter(adapter, given.pop("form"), out, check=not no_check, **given), as_json)
-
-
-def show_no_progress() -> None:
-    """Leave the screen to our own lines where nobody watches, and other libraries' warnings out of it."""
-    from transformers.utils import logging
-
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|torch)\.")
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
 
 
 def report(exported: Exported, as_json: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from .quiet import quieten_libraries
+
 __all__ = ["command"]
 
 EPILOG = """
@@ -29,7 +31,7 @@ packed or not here, or the model answers otherwise than the trained adapter; not
 def command(adapter: str, out: str, base: str | None, dtype: str | None, no_check: bool, as_json: bool) -> None:
     """Write the whole model with an adapter in its weights."""
     from ..export.export import export_adapter
-    from .export import report, show_no_progress
+    from .export import report
 
-    show_no_progress()
+    quieten_libraries()
     report(export_adapter(adapter, "merged", out, base=base, dtype=dtype, check=not no_check), as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import PushError
+from .quiet import quieten_downloads
 
 if TYPE_CHECKING:
     from ..push.plan import PushPlan, PushResult
@@ -51,11 +52,9 @@ code 2: something given was wrong, would leak, you declined, or the Hub refused.
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output; do not ask.")
 def command(folder: str, repo: str, no_verify: bool, yes: bool, as_json: bool, **given: Any) -> None:
     """Publish an adapter on the Hub, checked before and verified after."""
-    from ..hub import show_no_progress
     from ..push.push import push_adapter
 
-    if not sys.stderr.isatty():
-        show_no_progress()
+    quieten_downloads()
 
     def confirm(plan: PushPlan) -> bool:
         if as_json:

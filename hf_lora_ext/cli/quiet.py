@@ -1,6 +1,8 @@
 """Keeping other libraries off the screen."""
 
-__all__ = ["quieten_libraries"]
+import sys
+
+__all__ = ["quieten_downloads", "quieten_libraries"]
 
 
 def quieten_libraries() -> None:
@@ -16,3 +18,11 @@ def quieten_libraries() -> None:
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def quieten_downloads() -> None:
+    """Leave out the bars of the Hub's client where nobody watches; loads none of the libraries above."""
+    from ..hub import show_no_progress
+
+    if not sys.stderr.isatty():
+        show_no_progress()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
+
+from .quiet import quieten_downloads
 
 __all__ = ["command"]
 
@@ -32,10 +33,8 @@ the module's share of the whole update. Exit code 2: there is no such adapter, o
 def command(adapter: str, revision: str | None, top: int | None, plot: str | None, as_json: bool) -> None:
     """Say which modules of an adapter have rank to spare, and which lack it."""
     from ..analysis.rank_report import rank_report
-    from ..hub import show_no_progress
 
-    if not sys.stderr.isatty():
-        show_no_progress()
+    quieten_downloads()
     report = rank_report(adapter, revision=revision)
     drawn = report.plot(plot) if plot else []
     if as_json:

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from .quiet import quieten_downloads
+
 __all__ = ["command"]
 
 EPILOG = """
@@ -26,10 +28,9 @@ it is not there, a byte differs, or it is no whole adapter.
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 def command(repo: str, revision: str | None, folder: str | None, as_json: bool) -> None:
     """Check that an adapter on the Hub is whole and loads."""
-    from ..hub import show_no_progress
     from ..push.verification import verify_push
 
-    show_no_progress()
+    quieten_downloads()
     checked = verify_push(repo, revision, folder)
     if as_json:
         click.echo(json.dumps(checked.to_dict()))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..runs.recipe import DataChoice
 
-__all__ = ["Examples", "describe_dataset", "fingerprint", "load_examples"]
+__all__ = ["Examples", "describe_dataset", "fingerprint", "load_examples", "sample_rows"]
 
 BUILTIN: Final = "builtin:"
 _BUILTIN_GROUPS: Final = {
@@ -79,8 +79,8 @@ def load_examples(choice: DataChoice, forms: Sequence[str] = TEXT_FORMS, keep: S
         whole = f"`{group_by}`" if group_by else "example"
         notes.append(f"Held out by a hash of the {whole}, so that no {whole} is on both sides.")
     columns = [*dict.fromkeys((*FORMS[form], *keep))]
-    train = _sample(train, choice.train_examples).select_columns(columns)
-    held_out = _sample(held_out, choice.eval_examples).select_columns(columns)
+    train = sample_rows(train, choice.train_examples).select_columns(columns)
+    held_out = sample_rows(held_out, choice.eval_examples).select_columns(columns)
     labels: tuple[str, ...] = ()
     if forms[0] == "unpaired preference":
         train, held_out = _mixed(train), _mixed(held_out)
@@ -254,7 +254,7 @@ def _hash_fraction(value: Any) -> float:
     return int.from_bytes(hashlib.sha256(_canonical(value)).digest()[:6]) / 2**48
 
 
-def _sample(rows: Dataset, limit: int | None) -> Dataset:
+def sample_rows(rows: Dataset, limit: int | None) -> Dataset:
     """Keep `limit` rows, chosen and ordered by a hash of their content; without a limit, all as they are."""
     if limit is None or len(rows) <= limit:
         return rows

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 from ..errors import ConfigError
@@ -157,10 +158,12 @@ def find_base(
     name = given or config.get("base_model_name_or_path")
     if not name:
         raise ConfigError("adapter_config.json names no base model; give base= (--base) a folder or a Hub id")
+    if not isinstance(task := config.get("task_type"), (str, NoneType)):
+        raise ConfigError(f"adapter_config.json says task_type={task!r}, a name was needed; save the adapter again")
     try:
         found = find_base_model(str(name), None if given else config.get("revision"))
     except ConfigError as error:
         if is_needed:
             raise ConfigError(f"the adapter's base: {error}; base= (--base) names another") from error
-        return Base(name=str(name), path=str(name), revision=None, task=config.get("task_type"), labels=labels)
-    return Base(name=str(name), path=found.path, revision=found.revision, task=config.get("task_type"), labels=labels)
+        return Base(name=str(name), path=str(name), revision=None, task=task, labels=labels)
+    return Base(name=str(name), path=found.path, revision=found.revision, task=task, labels=labels)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..adapters.attached import attach
 from ..errors import AdapterError
+from ..machine import free_memory_bytes
 from .base import Base
 
 __all__ = ["Difference", "compare", "fits_memory"]
@@ -49,10 +50,8 @@ class Difference:
 
 def fits_memory(base: Base) -> bool:
     """Return whether the base in float32 fits the memory that is free now, with a fifth to spare."""
-    import psutil
-
     needed = 4 * sum(parameter.numel() for parameter in base.outline().parameters())
-    return bool(needed * 1.2 < psutil.virtual_memory().available)
+    return bool(needed * 1.2 < free_memory_bytes())
 
 
 def compare(base: Base, adapter: Path, exported: Path, *, is_merged: bool, tokens: tuple[int, ...] = ()) -> Difference:

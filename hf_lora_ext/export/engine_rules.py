@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any, Final
 
+from ..cards.layer_ranks import place_of
+
 __all__ = ["ENGINES", "Engine", "Holdings", "Module", "kind_of", "max_lora_rank_for", "serving_rank"]
 
 
@@ -92,11 +94,8 @@ def kind_of(name: str) -> tuple[str, int | None]:
     >>> kind_of("model.layers.3.self_attn.q_proj")
     ('model.layers.*.self_attn.q_proj', 3)
     """
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    if at is None:
-        return name, None
-    return ".".join([*parts[:at], "*", *parts[at + 1 :]]), int(parts[at])
+    stack, layer, module = place_of(name)
+    return (name, None) if layer is None else (f"{stack}.*.{module}", layer)
 
 
 def serving_rank(rank: int) -> int:

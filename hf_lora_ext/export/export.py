@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ..adapters.factors import AdapterFactors, read_factors
-from ..adapters.tensor_names import CONFIG, WEIGHTS, module_name, peft_names
+from ..adapters.tensor_names import CONFIG, WEIGHTS, module_name
 from ..errors import AdapterError, ConfigError, nearest
-from ..machine import free_disk_bytes
+from ..new_folder import copy_chosen, whole_folder
+from ..push.release import goes_along
 from .base import Base, find_base
 from .comparison import Difference, compare, fits_memory
 from .engines import find_engine, holdings_of, serving_command
@@ -28,9 +23,6 @@ from .merging import DTYPES, merge_into
 from .reshaping import check_exportable, reshape
 
 __all__ = ["Exported", "export_adapter"]
-
-_GOES_ALONG = ("tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "NOTICE*")
-"""What of an adapter's folder goes with it; not its card and facts, which describe the file that they lie beside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +90,7 @@ def export_adapter(
         raise AdapterError(f"{found.file.name} stands alone, and its scale is unknown; give the folder with {CONFIG}")
     check_exportable(found, wanted)
     model = find_base(found.config, base, _labels(found), is_needed=wanted.name != "compact")
-    with _written_whole(target, _bytes_needed(found, wanted, model)) as draft:
+    with whole_folder(target, _bytes_needed(found, wanted, model)) as draft:
         if wanted.name == "merged":
             written = _Written(*merge_into(draft, model, found, DTYPES[dtype] if dtype else None))
         else:
@@ -142,40 +134,6 @@ def _bytes_needed(adapter: AdapterFactors, form: Form, base: Base) -> int:
     return 4 * adapter.file.stat().st_size
 
 
-@contextmanager
-def _written_whole(out: Path, needed: int) -> Iterator[Path]:
-    """Yield a folder beside the one to write, which takes its place in the end.
-
-    Raises:
-        ConfigError: If the place is taken, or the disk is too small.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already; name another folder, or remove it first")
-    if (free := free_disk_bytes(out)) < needed:
-        raise ConfigError(f"the disk of {out} has {free / 2**20:.0f} MiB free, and this may need {needed / 2**20:.0f}")
-    draft = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=out.parent))
-        yield draft
-        draft.chmod(0o777 & ~_umask())
-        if out.exists():
-            out.rmdir()
-        draft.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{out} cannot be written ({error}); nothing is left of it: name another folder") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _umask() -> int:
-    """Return what new files are kept from by default; a temporary folder is private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 @dataclass(frozen=True, slots=True)
 class _Written:
     """What is in the folder, as far as the result tells."""
@@ -192,10 +150,7 @@ def _write_adapter(draft: Path, adapter: AdapterFactors, form: Form, base: Base,
     config = reshaped.config | ({"base_model_name_or_path": given, "revision": None} if given else {})
     (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
     save_file(reshaped.tensors, draft / WEIGHTS, metadata={"format": "pt"})
-    for pattern in _GOES_ALONG:
-        for file in adapter.file.parent.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, draft / file.name)
+    copy_chosen(adapter.file.parent, draft, goes_along)
     lost = reshaped.lost_in_all if form.rank is not None else None
     worst = max(reshaped.lost.items(), key=lambda item: item[1], default=None)
     notes = [*reshaped.notes]
@@ -222,7 +177,7 @@ def _compared(
         base.folder()
     except ConfigError as error:
         return None, f"answers not compared: {error}"
-    if strange := _not_as_peft_names_it(adapter):
+    if strange := next(filter(None, (m.shapes.not_as_peft_names_it() for m in adapter.modules.values())), None):
         return None, f"answers not compared: PEFT itself does not find {strange}, which it names otherwise"
     if not fits_memory(base):
         return None, "answers not compared: the base in float32 does not fit the free memory"
@@ -231,16 +186,6 @@ def _compared(
     if form.rank is None:
         found.check(written.precision, f"the {form} form")
     return found, ""
-
-
-def _not_as_peft_names_it(adapter: AdapterFactors) -> str | None:
-    """Return a tensor of a name that another tool gave it, under which PEFT would pass it over."""
-    for name, module in adapter.modules.items():
-        own = peft_names(name, module.kind)
-        for part, key in module.shapes.keys.items():
-            if key != own.get(part, key):
-                return key
-    return None
 
 
 def _trained_tokens(adapter: AdapterFactors) -> tuple[int, ...]:

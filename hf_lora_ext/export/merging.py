@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..adapters.factors import AdapterFactors
+from ..cards.facts import read_facts
 from ..errors import AdapterError, ConfigError
 from ..models.stored_weights import tensor_files
 from .base import Base
@@ -183,11 +184,8 @@ def _notes(changes: Changes, adapter: AdapterFactors) -> tuple[str, ...]:
 
 def _trained_on(folder: Path) -> str:
     """Return how the base was quantised in training, as the run's facts tell; empty where they do not."""
-    facts = folder / "facts.json"
-    if not facts.is_file():
-        return ""
     try:
-        packing = json.loads(facts.read_text(encoding="utf8")).get("quantization") or {}
-    except ValueError:
+        packing = read_facts(folder / "facts.json").quantization or {}
+    except ConfigError:
         return ""
     return str(packing.get("bnb_4bit_quant_type") or ("8 bits" if packing.get("load_in_8bit") else ""))

@@ -17,16 +17,13 @@ from torch import Tensor
 from ..adapters.factors import AdapterFactors, ModuleFactors
 from ..adapters.patterns import exact_pattern
 from ..adapters.tensor_names import peft_names
+from ..choices.methods import stored_init
 from ..errors import AdapterError
 from ..ranks.low_rank import find_basis, gram_of_columns, gram_of_rows
 from .engine_rules import FUSED_WITH, kind_of, serving_rank
 from .forms import Form
 
-__all__ = ["CHANGES_BASE", "Gap", "Reshaped", "check_exportable", "missing_layers", "reshape"]
-
-CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq")
-"""Values of `init_lora_weights` with which PEFT 0.21 changes the base's weights when it loads an adapter
-(peft/tuners/lora/layer.py, update_layer)."""
+__all__ = ["Gap", "Reshaped", "check_exportable", "missing_layers", "reshape"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +181,7 @@ def _cut(a: Tensor, b: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor,
     """Return the best factors of this rank, the update's squared Frobenius norm, and the part that was cut off."""
     basis = find_basis(gram_of_rows(a), gram_of_columns(b), gram_of_rows(a))
     squares = (basis.values * scale).square()
-    kept = basis.cut(rank)
-    cut_a, cut_b = kept.to_a @ a.double(), b.double() @ kept.to_b
-    return cut_a, cut_b, float(squares.sum()), float(squares[rank:].sum())
+    return *basis.cut(rank).factors(a, b), float(squares.sum()), float(squares[rank:].sum())
 
 
 def _padded(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -232,7 +227,7 @@ def _number(value: float) -> int | float:
 def check_exportable(adapter: AdapterFactors, form: Form) -> None:
     """Raise AdapterError for what no form holds: an adapter of a changed base, stacked experts, convolutions."""
     init = adapter.config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+    if (start := stored_init(init)) is not None and start.changes_base_on_load:
         raise AdapterError(
             f"init_lora_weights={init!r}: PEFT changes the base when it loads this adapter, so it is no adapter of the "
             "base itself; export the run's plain_adapter folder, which is"

@@ -20,6 +20,7 @@ __all__ = [
     "cache_folder",
     "cached_model_folder",
     "download_files",
+    "download_model",
     "download_texts",
     "find_model",
     "load_hub_dataset",
@@ -156,6 +157,25 @@ def download_files(
             ) from error
         revision = Path(got).parent.name  # the cache's folder of a commit, whatever the branch is at by now
     return Path(got).parent
+
+
+_WEIGHTS: Final = (".safetensors", ".bin")
+_BESIDE_WEIGHTS: Final = (".json", ".model", ".txt", ".jinja")
+"""Suffixes of a model's weights, the better kind first, and of its config, index and tokenizer."""
+
+
+def download_model(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of the Hub's cache with all that loads a model and its tokenizer; None out of the Hub's reach.
+
+    Raises:
+        ConfigError: If a file cannot be had.
+    """
+    files = model_files(name, revision)
+    if files is None:
+        return None
+    top = [file for file in files if "/" not in file]
+    weights: list[str] = next((kind for suffix in _WEIGHTS if (kind := [f for f in top if f.endswith(suffix)])), [])
+    return download_files(name, [*(f for f in top if f.endswith(_BESIDE_WEIGHTS)), *weights], revision)
 
 
 @contextmanager

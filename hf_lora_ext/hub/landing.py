@@ -52,7 +52,17 @@ class Landing:
     state: Literal["landed", "not there", "conflict"]
     """Whether the Hub holds it."""
     commit: str | None = None
-    """The commit that landed, or the one in its way."""
+    """The commit that landed, or the one in its way; None where the branch shows none at all."""
+
+    def in_its_way(self, parent: str, revision: str) -> str:
+        """Return what kept a commit on `parent` out, as the beginning of a sentence.
+
+        >>> Landing("conflict", "b2").in_its_way("a1", "main")
+        'somebody committed b2 on main after a1'
+        """
+        if self.commit is None:
+            return f"{revision} shows no commit any more, and its head was {parent}"
+        return f"somebody committed {self.commit} on {revision} after {parent}"
 
 
 def differing(wanted: Mapping[str, RemoteFile | None], found: Mapping[str, RemoteFile]) -> list[str]:

@@ -320,8 +320,8 @@ class Repository:
             ) from error
         if landing.state == "conflict":
             raise PushError(
-                f"{self.id}: somebody committed {landing.commit} on {revision} after {parent}, which this push was "
-                "made for; nothing of theirs or yours is lost: look at it, and run the same again to put yours on top"
+                f"{self.id}: {landing.in_its_way(parent, revision)}, which this push was made for; nothing of theirs "
+                "or yours is lost: look at it, and run the same again to put yours on top"
             )
         return Landed(commit=landing.commit) if landing.state == "landed" and landing.commit else None
 

@@ -63,11 +63,6 @@ class Fit:
             "host_bytes": self.host,
         }
 
-    @property
-    def headroom(self) -> int:
-        """Bytes left on each device beyond the estimate and its margin."""
-        return self.available - self.estimate.needed
-
 
 def find_fit(shape: ModelShape, hardware: Hardware, wishes: Sequence[Plan]) -> Fit | None:
     """Return the fastest plan near one of `wishes` that fits the hardware, or None where none does.

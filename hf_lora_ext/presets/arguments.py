@@ -18,7 +18,14 @@ from ..models.targets import token_layers
 if TYPE_CHECKING:
     from .configuration import Preset
 
-__all__ = ["adapter_arguments", "callback_arguments", "quantisation_arguments", "training_arguments"]
+__all__ = [
+    "adapter_arguments",
+    "callback_arguments",
+    "overfit_arguments",
+    "quantisation_arguments",
+    "training_arguments",
+    "watch_arguments",
+]
 
 Call = tuple[str, Mapping[str, Any]]
 
@@ -130,6 +137,26 @@ def callback_arguments(preset: Preset) -> list[Call]:
     if preset.new_tokens:
         found.append(("NewTokensCallback", {}))
     return found
+
+
+def watch_arguments(preset: Preset) -> list[Call]:
+    """Return the callbacks that watch a run: one for a risk that the advice sees, one for a memory plan to check.
+
+    The method works without them.
+    """
+    risks = {warning.name for warning in preset.warnings}
+    watched = [overfit_arguments(preset.method, preset.sharding)] if "overfitting" in risks else []
+    return [*watched, ("ResourceCallback", {"plan": preset.found})] if preset.found is not None else watched
+
+
+def overfit_arguments(method: str, sharding: str, action: str | None = None) -> Call:
+    """Return the callback that watches for overfitting: by default it keeps the best adapter, where that can be.
+
+    That is what stopping early is for, and it never is worse on the examples held out. AdaLoRA's ranks, and a learned
+    prefix, cannot be brought back from the middle of a run, nor can an adapter in shards.
+    """
+    default = "warn" if method in ("adalora", "prefix") or sharding in ("fsdp", "zero3") else "best"
+    return "OverfitCallback", {"action": action or default}
 
 
 def _weights_of(preset: Preset) -> str:

@@ -187,10 +187,14 @@ class Preset:
         return optimizer_cls_and_kwargs(self, args)
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Return new trainer callbacks that method, initialisation and new tokens need; none for plain LoRA."""
-        from ..runs.training import method_callbacks
+        """Return new trainer callbacks: what method, initialisation and new tokens need, and what watches the run.
 
-        return method_callbacks(self)
+        That is `OverfitCallback` where the advice for `rank="auto"` sees the risk, and `ResourceCallback` where there
+        is a memory plan to hold the run against. Without either, plain LoRA has none.
+        """
+        from ..runs.training import all_callbacks
+
+        return all_callbacks(self)
 
     def accelerate_config(
         self,

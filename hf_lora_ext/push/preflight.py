@@ -103,7 +103,7 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     folder = gathered.folder
     config = read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
-    check_against_config(stored, config)
+    check_against_config(folder / WEIGHTS, stored, config)
     own = _text(folder, CARD) if (folder / CARD).is_file() else None
     private = _private_names(gathered, token, frozenset(request.allow))
     changes, facts = _cut(folder, config, private)
@@ -195,8 +195,9 @@ def _datasets(gathered: Gathered) -> tuple[str, ...]:
     """Return the ids of the datasets that facts or card name and not everybody can see."""
     named: set[str] = set()
     facts, card = gathered.folder / "facts.json", gathered.folder / CARD
-    if facts.is_file() and (data := read_facts(facts).data) is not None:
-        named.add(data.name)
+    if facts.is_file():
+        known = read_facts(facts)
+        named |= {one.data for one in known.comparisons} | ({known.data.name} if known.data else set())
     if card.is_file():
         listed = card_metadata_of(card.read_text(encoding="utf8")).get("datasets") or ()
         named.update(map(str, listed if isinstance(listed, list) else [listed]))

@@ -28,7 +28,7 @@ from .verification import verify_release
 __all__ = ["check_access", "push_adapter"]
 
 Say = Callable[[str], None]
-_REPOSITORY: Final = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])", re.ASCII)
+_REPOSITORY: Final = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])(?<!\.git)", re.ASCII)
 """As huggingface_hub 2.4 checks it (`validate_repo_id`)."""
 
 
@@ -86,6 +86,7 @@ def push_adapter(
         >>> push_adapter("out/sql", "me/llama-sql", dry_run=True)  # doctest: +SKIP
     """
     say = say or (lambda line: None)
+    _check_id(repo_id)
     if not _is_main_process(source):
         return PushResult(status="left to the main process", repo_id=repo_id)
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
@@ -185,13 +186,15 @@ def check_access(repo_id: str, *, private: bool | None = None, token: str | None
         HubAway: If the Hub is out of reach.
         PushError: If there is no token or it does not suffice, or the repository has another visibility.
     """
+    _check_id(repo_id)
     return _accessible(PushRequest(repo_id=repo_id, private=private), token)[1].id
 
 
 def _accessible(request: PushRequest, token: str | None) -> tuple[Account, Repository, bool | None]:
     """Return who pushes, where to, and whether that is private; None where there is no repository yet."""
     account = Repository.at(request.repo_id, token).account()
-    repository = Repository.at(_full_id(request.repo_id, account), token)
+    full = request.repo_id if "/" in request.repo_id else f"{account.name}/{request.repo_id}"
+    repository = Repository.at(full, token)
     is_private = repository.is_private()
     _check_access(repository.id, account, request, is_private)
     return account, repository, is_private
@@ -206,13 +209,13 @@ def _told_as(state: str) -> Iterator[None]:
         raise PushError(f"{state}: {error}") from error
 
 
-def _full_id(repo_id: str, account: Account) -> str:
-    full = repo_id if "/" in repo_id else f"{account.name}/{repo_id}"
+def _check_id(repo_id: str) -> None:
+    """Refuse what is no repository's id, before it names a folder here or the Hub is asked."""
+    full = repo_id if "/" in repo_id else f"owner/{repo_id}"
     if not _REPOSITORY.fullmatch(full) or len(full.rpartition("/")[2]) > 96:
         raise ConfigError(
             f"{repo_id!r} is no repository's id; give owner/name, of letters, digits, single dots and dashes"
         )
-    return full
 
 
 def _check_access(repo_id: str, account: Account, request: PushRequest, is_private: bool | None) -> None:

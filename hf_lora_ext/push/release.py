@@ -14,6 +14,7 @@ __all__ = [
     "CONFIG",
     "WEIGHTS",
     "LeftOut",
+    "goes_along",
     "is_machine_made",
     "is_text",
     "outdated",
@@ -23,19 +24,22 @@ __all__ = [
 
 CARD: Final = "README.md"
 
-_MAY_GO: Final = re.compile(
-    r"""
-      adapter_config\.json | adapter_model\.safetensors | README\.md
-    | tokenizer\.json | tokenizer_config\.json | special_tokens_map\.json | added_tokens\.json
-    | vocab\.(json|txt) | merges\.txt | (tokenizer|spiece|sentencepiece\.bpe)\.model
+_TOKENIZER: Final = r"""
+      (tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|(pre)?processor_config)\.json
+    | vocab\.txt | merges\.txt | (tokenizer|spiece|sentencepiece\.bpe)\.model
     | chat_template\.(jinja|json) | additional_chat_templates/[\w.-]+\.jinja
-    | (pre)?processor_config\.json
-    | (LICENSE|LICENCE|NOTICE|USE_POLICY)(\.(md|txt))?
+"""
+_TERMS: Final = r"(LICENSE|LICENCE|NOTICE|USE_POLICY)(\.(md|txt))?"
+_MAY_GO: Final = re.compile(
+    rf"""
+      adapter_config\.json | adapter_model\.safetensors | README\.md
+    | {_TOKENIZER} | {_TERMS}
     | \.eval_results/[\w.-]+\.yaml
     | facts\.json | rank_history\.json | [\w-]+\.png
     """,
     re.VERBOSE,
 )
+_GOES_ALONG: Final = re.compile(f"{_TOKENIZER} | {_TERMS}", re.VERBOSE)
 _WHY_NOT: Final = (
     (re.compile(r"training_args\.bin|.*\.(pkl|pickle|pt|pth|bin|ckpt)"), "can hold code or secrets when it is loaded"),
     (re.compile(r"(.*/)?\.env.*|.*\.(pem|key)"), "usually holds secrets"),
@@ -44,15 +48,7 @@ _WHY_NOT: Final = (
         "to resume from, not to publish",
     ),
 )
-_MADE_ANEW: Final = re.compile(
-    r"""
-      (tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template|(pre)?processor_config)\.json
-    | vocab\.txt | merges\.txt | (tokenizer|spiece|sentencepiece\.bpe)\.model
-    | chat_template\.jinja | additional_chat_templates/[\w.-]+\.jinja
-    | facts\.json | rank_history\.json
-    """,
-    re.VERBOSE,
-)
+_MADE_ANEW: Final = re.compile(rf"{_TOKENIZER} | facts\.json | rank_history\.json", re.VERBOSE)
 _MACHINE_MADE: Final = {CONFIG, "tokenizer_config.json", "facts.json", "rank_history.json"}
 _TEXT: Final = re.compile(r".*\.(json|md|txt|jinja|yaml)|LICEN[SC]E|NOTICE|USE_POLICY")
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
@@ -84,6 +80,17 @@ def sort_out(paths: Iterable[str]) -> tuple[list[str], list[LeftOut]]:
             known = (reason for pattern, reason in _WHY_NOT if pattern.fullmatch(path))
             stay.append(LeftOut(path, next(known, "not on the list of what an adapter needs")))
     return go, stay
+
+
+def goes_along(paths: Iterable[str]) -> list[str]:
+    """Return which files of an adapter's folder go with another adapter that is made of it.
+
+    Not its card, facts and pictures, which describe the weights that they lie beside.
+
+    >>> goes_along(["LICENSE", "README.md", "adapter_config.json", "tokenizer.json"])
+    ['LICENSE', 'tokenizer.json']
+    """
+    return sorted(path for path in paths if _GOES_ALONG.fullmatch(path))
 
 
 def outdated(there: Iterable[str], release: Iterable[str]) -> list[str]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 __all__ = [
+    "BEST_FOLDER",
     "AdapterLayers",
     "RankState",
     "load_by_ranks_",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 STATE_FILE: Final = "adaptive_rank_state.safetensors"
+BEST_FOLDER: Final = "best_adapter"
+"""Folder of the best adapter of a run, which is loaded again when the run ends."""
 
 
 @dataclass(slots=True)
@@ -251,7 +254,7 @@ def save_with_state_(layers: AdapterLayers, state: Callable[[], RankState]) -> N
             whole = kwargs.get("state_dict") or self.state_dict()
             kwargs["state_dict"] = without_masked(whole, layers.carrying.values())
         original(save_directory, *args, **kwargs)
-        if Path(save_directory).name.startswith("checkpoint-"):
+        if Path(save_directory).name.startswith(("checkpoint-", BEST_FOLDER)):
             write_state(Path(save_directory), state())
 
     model.save_pretrained = MethodType(save, model)

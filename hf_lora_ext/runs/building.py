@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from ..data.examples import Examples
     from ..models.base_models import BaseModel
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..presets.configuration import Preset
     from .trainer_kinds import Trainer
 
-__all__ = ["build_trainer", "check_model", "load_adapted"]
+__all__ = ["build_trainer", "check_model", "load_adapted", "load_whole", "without_weights"]
 
 _BOTH: Final = "AutoModelForSeq2SeqLM"
 
@@ -121,16 +121,35 @@ def _load_base(
     """Return the base with the head that its task has."""
     import transformers
 
-    more: dict[str, Any] = {}
-    if kind.task_type == "SEQ_CLS":
-        labels = dict(enumerate(examples.labels))
+    head = _head(kind, examples.labels)
+    if head:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        more = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}} if labels else {}
-        more |= {"num_labels": len(labels) or 1, "pad_token_id": tokenizer.pad_token_id}
-    model = getattr(transformers, kind.model).from_pretrained(base.path, revision=base.revision, **loaded_as, **more)
+        head["pad_token_id"] = tokenizer.pad_token_id
+    model = getattr(transformers, kind.model).from_pretrained(base.path, revision=base.revision, **loaded_as, **head)
     model.name_or_path = model.config._name_or_path = base.recorded_name
     return model
+
+
+def without_weights(trainer: Trainer, base: BaseModel, labels: Sequence[str] = ()) -> Any:
+    """Return the base with the head that a trainer gives it, on the meta device, in its own precision."""
+    import torch
+    import transformers
+
+    kind = trainer_kind(trainer)
+    config = transformers.AutoConfig.from_pretrained(base.path, revision=base.revision, **_head(kind, labels))
+    config.quantization_config = None  # packed weights have other shapes, and what trains has not
+    with torch.device("meta"):
+        return getattr(transformers, kind.model).from_config(config)
+
+
+def _head(kind: TrainerKind, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a new head: an output for each label, or one that is a reward; none for text."""
+    if kind.task_type != "SEQ_CLS":
+        return {}
+    names = dict(enumerate(labels))
+    told = {"id2label": names, "label2id": {name: number for number, name in names.items()}} if names else {}
+    return {**told, "num_labels": len(names) or 1}
 
 
 def _hold_head_as_base_(model: Any, dtype: str) -> None:
@@ -182,21 +201,52 @@ def _accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def load_adapted(preset: Preset, base: BaseModel, folder: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+def load_adapted(
+    preset: Preset, base: BaseModel, folder: Path, labels: int | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Return a saved adapter on its base, loaded as the preset wants it, and the tokenizer beside the adapter.
 
     Args:
         preset: How the base is held.
         base: Where the base is, whose tokenizer is taken where the adapter has none.
         folder: The adapter.
+        labels: How many labels a classifier tells apart; the base's own head is then drawn by chance, the same always.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     own = (folder / "tokenizer_config.json").is_file()
     source = {"pretrained_model_name_or_path": str(folder)} if own else {
         "pretrained_model_name_or_path": base.path, "revision": base.revision
     }  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **model_kwargs(preset))
+    model = _loaded(preset, base.path, labels, revision=base.revision)
+    if model.config.pad_token_id is None:  # a classifier finds a text's last token by it
+        model.config.pad_token_id = tokenizer.pad_token_id
     return PeftModel.from_pretrained(model, str(folder)), tokenizer
+
+
+def load_whole(preset: Preset, folder: Path, labels: int | None = None) -> PreTrainedModel:
+    """Return a model whose weights all trained, in evaluation mode.
+
+    Args:
+        preset: In what precision.
+        folder: Where it was saved.
+        labels: How many labels a classifier tells apart; None for a model that writes.
+    """
+    return _loaded(preset, str(folder), labels).eval()
+
+
+def _loaded(preset: Preset, path: str, labels: int | None, **settings: Any) -> PreTrainedModel:
+    """Return a model where this machine computes; bitsandbytes places what it packs itself."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
+
+    settings |= model_kwargs(preset)
+    if labels is None:
+        model = AutoModelForCausalLM.from_pretrained(path, **settings)
+    else:
+        set_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels, **settings)
+    packed = preset.bits is not None or not torch.accelerator.is_available()
+    return model if packed else model.to(torch.accelerator.current_accelerator())

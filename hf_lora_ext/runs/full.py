@@ -14,8 +14,9 @@ from ..memory.remedies import plan_run
 from ..models.base_models import find_base_model
 from ..presets.configuration import Preset
 from .recipe import Recipe
+from .recipe_plan import preset_for
 from .run_folder import RunFolder, claimed, owned_folder
-from .runner import preset_for, trainer_settings
+from .runner import trainer_settings
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -18,15 +18,18 @@ from ..choices.wishes import LoraWishes, check_wishes, wish_features
 from ..data.forms import COLUMNS
 from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
+from .declared import HardwareChoice, hardware_problems
+from .evaluate_choice import EvaluateChoice, evaluate_problems
+from .push_choice import PushChoice, push_problems
 from .recipe_rules import FRACTION, FROM_0, FROM_1, SWITCH, TEXT, Rule, find_problems, is_names, is_whole, one_of
 from .trainer_kinds import TRAINERS, Trainer, trainer_problems
 
 __all__ = [
     "DataChoice",
-    "PushChoice",
     "Recipe",
     "apply_overrides",
     "dump_recipe",
+    "lay_over",
     "load_recipe",
     "parse_recipe",
     "validate",
@@ -57,36 +60,6 @@ class DataChoice:
     """Use at most this many held-out examples."""
     max_characters: int | None = None
     """Leave out examples with more characters than this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushChoice:
-    """Where the adapter is published. The token is never a recipe's: it is the one that is logged in."""
-
-    repo: str
-    """`owner/name` on the Hub; a bare name is one in your own account."""
-    every_saves: int | None = None
-    """Push every so many checkpoints too; the finished run is always pushed."""
-    private: bool | None = None
-    """Whether a new repository is private; the account's default decides otherwise."""
-    revision: str | None = None
-    """Branch."""
-    tag: str | None = None
-    """Name that the finished run's commit gets once it is verified."""
-    license: str | None = None
-    """The adapter's licence by its Hub identifier; else the base's."""
-    license_name: str | None = None
-    """Its name, where `license` is `other`."""
-    license_link: str | None = None
-    """Where its text is, where `license` is `other`."""
-    allow: tuple[str, ...] = ()
-    """Logins, hosts, dataset ids, a private base's id and paths that may be published, word for word."""
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What every push of the run is given."""
-        names = ("private", "revision", "license", "license_name", "license_link", "allow")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,10 +108,16 @@ class Recipe:
     """Fields of the trainer's configuration that replace the preset's."""
     samples: int = 3
     """Held-out examples answered by base and adapter at the end."""
+    overfitting: Literal["warn", "stop", "best", "ignore"] | None = None
+    """What is done about it; by default `best`, or `warn` where it cannot be, below `advice.SMALL_DATA` examples."""
+    evaluate: EvaluateChoice | None = None
+    """What is measured of base and adapter at the end, beside what the trainer measures."""
     seed: int = 0
     """Seed of initialisation, data order and dropout."""
     push: PushChoice | None = None
     """Where the adapter is published when the run is finished; no part of what the run is."""
+    hardware: HardwareChoice | None = None
+    """What the recipe is written for; no part of what the run is."""
 
     @property
     def wishes(self) -> LoraWishes:
@@ -184,8 +163,11 @@ _RECIPE_RULES: Final = {
     "adaptive_rank": SWITCH,
     "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of fields of the trainer's configuration"),
     "samples": FROM_0,
+    "overfitting": one_of("warn", "stop", "best", "ignore"),
+    "evaluate": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `metrics`"),
     "seed": FROM_0,
     "push": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `repo`"),
+    "hardware": Rule(lambda v: isinstance(v, Mapping), "a mapping such as {gpus: 2, gpu_memory_gib: 24}"),
 }
 _DATA_RULES: Final = {
     "source": TEXT,
@@ -202,17 +184,6 @@ _DATA_RULES: Final = {
     "eval_examples": FROM_1,
     "max_characters": FROM_1,
 }
-_PUSH_RULES: Final = {
-    "repo": TEXT,
-    "every_saves": FROM_1,
-    "private": SWITCH,
-    "revision": TEXT,
-    "tag": TEXT,
-    "license": TEXT,
-    "license_name": TEXT,
-    "license_link": TEXT,
-    "allow": Rule(is_names, "a list of names and paths that may be public"),
-}
 
 
 def validate(raw: Mapping[str, Any]) -> list[str]:
@@ -220,6 +191,8 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
     raw = _given(raw)
     problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
     data, push = raw.get("data"), raw.get("push")
+    if isinstance(measured := raw.get("evaluate"), Mapping):
+        problems += evaluate_problems(measured)
     if isinstance(data, Mapping):
         problems += find_problems(data, _DATA_RULES, required=("source",), prefix="data.")
         if data.get("eval_source") and "eval_fraction" in data:
@@ -228,14 +201,10 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
             problems.append("data.eval_fraction: found 0 without eval_source; a held-out set is needed, e.g. 0.1")
     problems += trainer_problems(raw)
     if isinstance(push, Mapping):
-        problems += _push_problems(push)
+        problems += push_problems(push)
+    if isinstance(hardware := raw.get("hardware"), Mapping):
+        problems += hardware_problems(hardware)
     return problems or _conflicts(raw)
-
-
-def _push_problems(push: Mapping[str, Any]) -> list[str]:
-    secret = "push.token: a recipe is shared, so it holds no token; log in with `hf auth login`, or set HF_TOKEN"
-    told = {key: value for key, value in push.items() if key != "token"}
-    return [secret] * ("token" in push) + find_problems(told, _PUSH_RULES, required=("repo",), prefix="push.")
 
 
 def _conflicts(raw: Mapping[str, Any]) -> list[str]:
@@ -247,6 +216,14 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
     training = raw.get("training", {})
     if "task" in raw and raw.get("rank") != "auto":
         return ["task: is for rank: auto; add it, or leave task out"]
+    if (raw.get("overfitting"), method) in (("best", "adalora"), ("best", "prefix"), ("stop", "adalora")):
+        return [f"overfitting: {raw['overfitting']} does not work with method {method}; use warn or ignore"]
+    if "evaluate" in raw and run.init and INITS[run.init].changes_base:
+        return [
+            f"evaluate: init {run.init} changes the base while it trains; run `hf-lora evaluate` on the folder then"
+        ]
+    if "evaluate" in raw and run.sharding in ("fsdp", "zero3"):
+        return [f"evaluate: under {run.sharding} no process has the whole model; run `hf-lora evaluate` on the folder"]
     if adapter["rank"] == "auto" and method != "prefix":
         adapter["rank"] = None
     try:
@@ -279,9 +256,9 @@ def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where} has {many}:\n  {lines}" if len(problems) > 1 else f"{where}: {lines}")
     given = _given(raw)
     data = given.pop("data")
-    push = given.pop("push", None)
-    given = _without_lists(given)
-    return Recipe(data=DataChoice(**data), push=PushChoice(**_without_lists(push)) if push else None, **given)
+    kinds = {"push": PushChoice, "evaluate": EvaluateChoice, "hardware": HardwareChoice}
+    sections = {name: kind(**_without_lists(given.pop(name))) for name, kind in kinds.items() if name in given}
+    return Recipe(data=DataChoice(**data), **sections, **_without_lists(given))
 
 
 def _without_lists(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,26 +281,39 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: If an override has no `=`, or goes below a value that is no mapping.
     """
-    result: dict[str, Any] = copy.deepcopy(dict(raw))
+    result = dict(raw)
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted.strip():
             raise ConfigError(f"override {override!r} is not key=value; write e.g. training.max_steps=20")
-        *parents, last = dotted.strip().split(".")
+        where = f"override {override!r}"
+        result = lay_over(result, {dotted.strip(): read_yaml(text, where)}, where)
+    return result
+
+
+def lay_over(raw: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a copy of `raw` with each dotted key set to its value, a tuple as the list that YAML has.
+
+    Raises:
+        ConfigError: If a key goes below a value that is no mapping; `where` says whose it is.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(raw))
+    for dotted, value in values.items():
+        *parents, last = dotted.split(".")
         level = result
         for parent in parents:
             child = level[parent] = {} if level.get(parent) is None else level[parent]
             if not isinstance(child, dict):
-                raise ConfigError(f"override {override!r}: {parent} holds {kind_of(child)}, so it has no key {last!r}")
+                raise ConfigError(f"{where}: {parent} holds {kind_of(child)}, so it has no key {last!r}")
             level = child
-        level[last] = read_yaml(text, f"override {override!r}")
+        level[last] = list(value) if isinstance(value, tuple) else value
     return result
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
     plain = {key: value for key, value in asdict(recipe).items() if value is not None}
-    for section in {"data", "push"} & plain.keys():
+    for section in {"data", "push", "evaluate", "hardware"} & plain.keys():
         told = {key: value for key, value in plain[section].items() if value not in (None, ())}
         plain[section] = {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
     if recipe.data.eval_source:

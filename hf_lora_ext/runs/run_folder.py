@@ -6,6 +6,7 @@ refused before a byte is changed. Layout::
     recipe.yaml                    the recipe, complete
     adapter_config.json, adapter_model.safetensors, tokenizer files
     facts.json, README.md, loss_curve.png
+    train.log                      what the trainer logged, a JSON object a line
     rank_history.json, rank_history.png   where rank moved
     checkpoints/checkpoint-N/      to resume from
 """
@@ -24,10 +25,13 @@ from ..errors import ConfigError, ResumeError
 from ..machine import free_disk_bytes
 from .recipe import Recipe, dump_recipe, load_recipe
 
-__all__ = ["RunFolder", "claimed", "last_whole_checkpoint", "owned_folder"]
+__all__ = ["RunFolder", "checkpoint_to_resume", "claimed", "last_whole_checkpoint", "owned_folder"]
 
 RECIPE_FILE: Final = "recipe.yaml"
+LOG_FILE: Final = "train.log"
 _OURS: Final = {".lock"}
+_TOLD_ELSEWHERE: Final = {"output_dir", "training.report_to"}
+"""What a run is called and where it is reported, which do not make it another run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,11 @@ class RunFolder:
     def card(self) -> Path:
         """The model card."""
         return self.root / "README.md"
+
+    @property
+    def log(self) -> Path:
+        """What the trainer logged."""
+        return self.root / LOG_FILE
 
     @property
     def loss_curve(self) -> Path:
@@ -141,14 +150,15 @@ def _check_owner(root: Path, recipe: Recipe) -> None:
 
 def _is_only_claimed(root: Path) -> bool:
     """Return whether a run failed here before its first checkpoint, so that a mended recipe may have the folder."""
-    only_claimed = {path.name for path in root.iterdir()} <= {RECIPE_FILE, ".lock", "checkpoints"}
+    only_claimed = {path.name for path in root.iterdir()} <= {RECIPE_FILE, ".lock", "checkpoints", LOG_FILE}
     return only_claimed and last_whole_checkpoint(root / "checkpoints") is None
 
 
 def _differences(theirs: Recipe, ours: Recipe) -> list[str]:
-    """Name the dotted keys in which two runs differ; the folder's name and where they are published do not count."""
-    left, right = (_flat(asdict(replace(recipe, push=None))) for recipe in (theirs, ours))
-    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key) and key != "output_dir")
+    """Name the dotted keys in which two runs differ; the folder's name, the Hub and the hardware do not count."""
+    left, right = (_flat(asdict(replace(recipe, push=None, hardware=None))) for recipe in (theirs, ours))
+    both = (left.keys() | right.keys()) - _TOLD_ELSEWHERE
+    keys = sorted(key for key in both if left.get(key) != right.get(key))
     return [f"{key} ({left.get(key)!r} there, {right.get(key)!r} here)" for key in keys]
 
 
@@ -174,3 +184,20 @@ def last_whole_checkpoint(folder: Path) -> Path | None:
             continue
         return checkpoint
     return None
+
+
+def checkpoint_to_resume(folder: Path, processes: int) -> Path | None:
+    """Return the newest whole checkpoint, or None, for a run in so many processes.
+
+    Raises:
+        ResumeError: If as many have not written it: order of the data and size of the batch would be others.
+    """
+    checkpoint = last_whole_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    each = len([*checkpoint.glob("rng_state_*.pth")])  # one alone writes rng_state.pth
+    if each != (processes if processes > 1 else 0):
+        then, now = (f"{n} processes" if n > 1 else "one process" for n in (each, processes))
+        how = f"--launch ddp{each}, or accelerate launch --num_processes {each}" if each else "one process"
+        raise ResumeError(f"{checkpoint} was written by {then}, and here {now} would go on with it; use {how}")
+    return checkpoint

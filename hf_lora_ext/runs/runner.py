@@ -7,32 +7,41 @@ the model is loaded after that.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..cards.card import render_card
+from ..cards.comparisons import Comparison
 from ..cards.facts import Facts, read_facts, redact, write_text_atomically
+from ..choices.advice import overfitting_risk
 from ..data.examples import Examples, load_examples
 from ..errors import ConfigError, LoraExtError
 from ..machine import private_folders
 from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
+from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
-from ..presets.preset import preset
 from .building import check_model
-from .recipe import PushChoice, Recipe, dump_recipe
+from .evaluate_choice import EvaluateChoice
+from .processes import by_first, find_processes, first_then_others
+from .push_choice import PushChoice
+from .recipe import Recipe, dump_recipe
+from .recipe_plan import check_launched, preset_here
 from .rewards import MODEL, reward_columns
-from .run_folder import RunFolder, claimed, last_whole_checkpoint, owned_folder
-from .trainer_kinds import trainer_kind
+from .run_folder import RunFolder, checkpoint_to_resume, claimed, owned_folder
+from .trackers import check_trackers
+from .trainer_kinds import config_fields, trainer_kind
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
+    from ..callbacks.progress import Bar
     from ..push.plan import PushResult
 
-__all__ = ["RunResult", "preset_for", "run_recipe", "trainer_settings"]
+__all__ = ["RunResult", "run_recipe", "trainer_settings"]
 
 Say = Callable[[str], None]
 
@@ -53,13 +62,19 @@ class RunResult:
     """Why the Hub does not hold it, with the command that pushes it."""
 
 
-def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
+def run_recipe(
+    recipe: Recipe,
+    say: Say = print,
+    callbacks: Sequence[TrainerCallback] = (),
+    bar: Bar | None = None,
+) -> RunResult:
     """Train what a recipe describes, go on with it, or report that it is finished.
 
     Args:
         recipe: The choices.
         say: Takes one line of progress.
         callbacks: Trainer callbacks beside the run's own; they change nothing that a resumed run would lack.
+        bar: Shows how the training goes; lines through `say` if left out.
 
     Raises:
         ConfigError: If anything about the recipe, its data, model or folder is wrong, before training.
@@ -67,57 +82,67 @@ def run_recipe(recipe: Recipe, say: Say = print, callbacks: Sequence[TrainerCall
         PushError: If the Hub would not take what the recipe says to push, before training; what fails after it is
             told in the result.
     """
-    if (folder := owned_folder(recipe)).is_finished:
-        say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
-        return _published(
-            recipe, RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished"), say
-        )
-    if recipe.push is not None:
-        _check_push(recipe.push, say)
-    kind = trainer_kind(recipe.trainer)
+    here, kind = find_processes(), trainer_kind(recipe.trainer)
+    say = say if here.is_first else _nothing
+    if (done := by_first(lambda: _finished(recipe, say))) is not None:
+        return done
+    check_launched(recipe.sharding)
+    check_trackers(recipe.training.get("report_to"))
+    if recipe.evaluate is not None:
+        _check_evaluation(recipe.evaluate)
+    if (push := recipe.push) is not None:
+        by_first(lambda: _check_push(push, say))
     say(f"data     {recipe.data.source}")
-    examples = load_examples(recipe.data, kind.forms, reward_columns(recipe.rewards or ()))
+    columns = reward_columns(recipe.rewards or ())
+    examples = first_then_others(lambda: load_examples(recipe.data, kind.forms, columns))
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
-    base = find_base_model(recipe.model, recipe.revision)
-    chosen = preset_for(recipe, base.path, len(examples.train))
+    base = first_then_others(lambda: find_base_model(recipe.model, recipe.revision))
+    chosen, note = preset_here(recipe, base.path, len(examples.train), gpus=here.local_size, machines=here.machines)
     check_model(recipe.trainer, chosen.shape)
+    if note:
+        say(f"hardware {note}")
+    check_launched(chosen.sharding)
     if base.facts.note:
         say(f"         {base.facts.note}")
     say(f"trainer  {kind.trainer}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
-    with claimed(recipe, needed_bytes=_disk_needed(chosen)) as folder:
-        return _train(recipe, folder, examples, base, chosen, say, callbacks)
+    if here.size > 1:
+        say(f"         {here.size} processes, each with a batch of its own")
+        first_then_others(lambda: _downloaded(base))
+    from ..callbacks import ProgressLines
+
+    with _claimed_by_first(recipe, needed_bytes=_disk_needed(chosen)) as folder:
+        return _train(recipe, folder, examples, base, chosen, say, [ProgressLines(say, bar, kind.measured), *callbacks])
 
 
-def preset_for(recipe: Recipe, model: str, examples: int | None) -> Preset:
-    """Return the preset that a recipe's choices give.
+def _nothing(line: str) -> None:
+    """Say nothing: the first process does."""
 
-    Args:
-        recipe: The choices.
-        model: Where its base model is, or its name.
-        examples: Training examples, for a rank of `auto`.
-    """
-    targets = list(recipe.targets) if isinstance(recipe.targets, tuple) else recipe.targets
-    return preset(
-        model,
-        method=recipe.method,
-        rank=recipe.rank,
-        alpha=recipe.alpha,
-        dropout=recipe.dropout,
-        targets=targets,
-        experts=recipe.experts,
-        new_tokens=recipe.new_tokens,
-        adaptive_rank=recipe.adaptive_rank,
-        task=recipe.task,
-        examples=examples if recipe.rank == "auto" else None,
-        init=recipe.init,
-        optimizer=recipe.optimizer,
-        attention=recipe.attention,
-        sharding=recipe.sharding,
-        max_length=recipe.training.get("max_length"),
-    )
+
+def _finished(recipe: Recipe, say: Say) -> RunResult | None:
+    """Return the run that the folder holds, pushed if the recipe says so; None if it is not finished."""
+    if not (folder := owned_folder(recipe)).is_finished:
+        return None
+    say(f"{folder.root} holds this run, finished; nothing to {'train' if recipe.push else 'do'}")
+    result = RunResult(folder=folder.root, facts=read_facts(folder.facts), status="already finished")
+    return _published(recipe, result, say)
+
+
+def _downloaded(base: BaseModel) -> None:
+    """Have a model of the Hub in its cache, so that the processes of a machine do not all fetch it."""
+    from ..hub import download_model
+
+    if not Path(base.path).is_dir() and find_processes().local_rank == 0:
+        download_model(base.path, base.revision)
+
+
+@contextmanager
+def _claimed_by_first(recipe: Recipe, needed_bytes: int) -> Iterator[RunFolder]:
+    """Let the first process hold the run folder for all."""
+    with ExitStack() as held:
+        yield by_first(lambda: held.enter_context(claimed(recipe, needed_bytes)))
 
 
 def _disk_needed(chosen: Preset) -> int:
@@ -136,9 +161,12 @@ def _train(
     say: Say,
     more: Sequence[TrainerCallback],
 ) -> RunResult:
-    from ..callbacks import EvaluateAtEnd, FactsCallback, ProgressLines
+    from ..callbacks import EvaluateAtEnd, FactsCallback, ResourceCallback, TrainLog
+    from .resuming import train
+    from .sharded import is_sharded, save_sharded
 
-    checkpoint = last_whole_checkpoint(folder.checkpoints)
+    kind = trainer_kind(recipe.trainer)
+    checkpoint = by_first(lambda: checkpoint_to_resume(folder.checkpoints, find_processes().size))
     settings = trainer_settings(recipe, resuming=checkpoint is not None)
     args = chosen.training_config(recipe.trainer, str(folder.checkpoints), **settings)
     gather = FactsCallback(
@@ -149,16 +177,49 @@ def _train(
         method=recipe.trainer,
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
-    lines = ProgressLines(say, trainer_kind(recipe.trainer).measured)
-    callbacks = [EvaluateAtEnd(), gather, lines, *_pushing(recipe.push, say), *more]
+    plan = None if kind.has_rewards else chosen.found  # completions being generated are not planned
+    watch = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=plan)]
+    callbacks = [*watch, EvaluateAtEnd(), gather, TrainLog(folder.log), *_pushing(recipe.push, say), *more]
     trainer = _build(recipe, chosen, base, examples, args, callbacks)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    train(trainer, checkpoint)
     say("saving")
-    facts = _finish(recipe, folder, trainer, examples)
+    if is_sharded(trainer):
+        save_sharded(trainer, folder.root)
+    return by_first(lambda: _ended(recipe, folder, trainer, examples, checkpoint, say))
+
+
+def _ended(
+    recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples, checkpoint: Path | None, say: Say
+) -> RunResult:
+    """Complete the folder and publish it: the first process's part."""
+    facts = _finish(recipe, folder, trainer, examples, say)
     result = RunResult(folder=folder.root, facts=facts, status="trained" if checkpoint is None else "resumed")
-    return _published(recipe, result, say) if trainer.is_world_process_zero() else result
+    return _published(recipe, result, say)
+
+
+def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCallback]:
+    """Return the callback that watches for overfitting, where the recipe or the number of examples asks for it.
+
+    None watches a loss that says nothing.
+    """
+    from ..callbacks import OverfitCallback
+
+    if (
+        "loss" in trainer_kind(recipe.trainer).untold
+        or recipe.overfitting == "ignore"
+        or (recipe.overfitting is None and overfitting_risk(examples) is None)
+    ):
+        return []
+    return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
+
+
+def _check_evaluation(evaluate: EvaluateChoice) -> None:
+    """Find out before the training what its end would need."""
+    from ..metrics import check_installed
+
+    check_installed(evaluate.metrics)
 
 
 def _check_push(push: PushChoice, say: Say) -> None:
@@ -212,9 +273,7 @@ def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
         "save_total_limit": 2,
         "logging_steps": 10,
     }
-    settings |= recipe.training
-    if not trainer_kind(recipe.trainer).is_trl:
-        settings.pop("max_length", None)  # tokens are made here, as long as the preset says
+    settings |= config_fields(recipe.trainer, recipe.training)
     if settings.get("bf16") or settings.get("fp16"):
         settings = {"bf16": False, "fp16": False} | settings
     return settings
@@ -263,23 +322,28 @@ def _portable_recipe(recipe: Recipe) -> str:
     return dump_recipe(portable)
 
 
-def _finish(recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples) -> Facts:
+def _finish(recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples, say: Say) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from ..adapters.peft_seam import describe_saved, save_adapter
     from ..callbacks.facts import curve_label, loss_title, pictures_beside
+    from ..evaluation.answers import answer_samples
     from ..plots import plot_loss
-    from .evaluation import answer_samples
+    from .sharded import is_sharded
 
     initial = folder.checkpoints / "initial_adapter"
-    save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
+    if not is_sharded(trainer):
+        save_adapter(trainer.model, folder.root, initial if initial.is_dir() else None)
     trainer.processing_class.save_pretrained(str(folder.root))
     for history in folder.checkpoints.glob("rank_history.*"):
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
-    asked = recipe.samples if trainer_kind(recipe.trainer).answers else 0
+    compared = _compared(recipe, trainer, examples, say)
+    can_answer = trainer_kind(recipe.trainer).answers and not is_sharded(trainer)  # parts answer only all together
+    wanted = recipe.samples if can_answer else 0
     facts = replace(
         facts,
-        samples=answer_samples(trainer.model, trainer.processing_class, examples.held_out, asked),
+        samples=answer_samples(trainer.model, trainer.processing_class, examples.held_out, most=wanted),
+        comparisons=compared,
         adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
         evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
@@ -290,6 +354,21 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examp
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
+
+
+def _compared(recipe: Recipe, trainer: Trainer, examples: Examples, say: Say) -> tuple[Comparison, ...]:
+    """Return what the recipe wants measured of base and adapter, now that the last step is done."""
+    from ..analysis.curve import Reading
+    from ..evaluation.comparing import compare_at_end
+
+    if recipe.evaluate is None:
+        return ()
+    say(f"evaluate {', '.join(recipe.evaluate.metrics)}")
+    reading = Reading(trainer.processing_class, trainer.args.max_length, trainer.args.assistant_only_loss)
+    found = compare_at_end(trainer.model, trainer.processing_class, examples, recipe.evaluate, reading, say)
+    for line in found.lines:
+        say(f"         {line}")
+    return (found,)
 
 
 def _as_saved(trained: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from .recipe_rules import (
     one_of,
 )
 from .rewards import reward_problems
+from .trackers import TRACKERS, trackers_in
 
 __all__ = [
     "COMMON_FIELDS",
@@ -36,6 +37,9 @@ __all__ = [
     "TRAINING_FIELDS",
     "Trainer",
     "TrainerKind",
+    "config_fields",
+    "kind_arguments",
+    "trainer_kind",
     "trainer_problems",
 ]
 
@@ -59,6 +63,10 @@ COMMON_FIELDS: Final[Mapping[str, Rule]] = {
     "optim": TEXT,
     "per_device_eval_batch_size": FROM_1,
     "per_device_train_batch_size": FROM_1,
+    "report_to": Rule(
+        lambda v: (isinstance(v, str) or is_names(v)) and set(trackers_in(v)) <= set(TRACKERS),
+        f"{', '.join(TRACKERS)}, a list of them, or none",
+    ),
     "save_steps": FROM_1,
     "save_total_limit": FROM_1,
     "use_cpu": SWITCH,
@@ -300,12 +308,22 @@ def kind_arguments(name: Trainer, of_sft: Mapping[str, Any], overrides: Mapping[
     return given
 
 
+def config_fields(name: Trainer, training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those fields of a recipe's training section that the trainer's configuration has too.
+
+    Transformers' own trainers get tokens from us, as long as the preset says, and their configuration has no length.
+    """
+    ours = () if TRAINER_KINDS[name].is_trl else ("max_length",)
+    return {field: value for field, value in training.items() if field not in ours}
+
+
 def trainer_problems(raw: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a raw recipe's training section, rewards and columns under its trainer."""
+    """Return what is wrong with a raw recipe's training section, rewards and measurements under its trainer."""
     name = raw.get("trainer", "sft")
     if name not in TRAINER_KINDS:
         return []  # the rule for `trainer` says so, and nothing else can be told
-    return _field_problems(raw.get("training"), name) + _reward_problems(raw.get("rewards"), name)
+    found = _field_problems(raw.get("training"), name) + _reward_problems(raw.get("rewards"), name)
+    return found + _measuring_problems(raw, name)
 
 
 def _field_problems(training: Any, name: Trainer) -> list[str]:
@@ -323,6 +341,21 @@ def _field_problems(training: Any, name: Trainer) -> list[str]:
         found.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
     if training.get("bf16") and training.get("fp16"):
         found.append("training.bf16 and training.fp16 exclude each other; remove one")
+    return found
+
+
+def _measuring_problems(raw: Mapping[str, Any], name: Trainer) -> list[str]:
+    """Return why what a recipe wants measured, or watched, cannot be under its trainer."""
+    kind, found = TRAINER_KINDS[name], []
+    if raw.get("evaluate") is not None and name != "sft":
+        later = f"; run `hf-lora evaluate` on the folder then{'' if name == 'classification' else ', with --data'}"
+        can = kind.task_type == "CAUSAL_LM" or name == "classification"
+        found.append(
+            f"evaluate: measures texts that trainer sft held out, and not what {name} did; leave it out"
+            f"{later if can else ''}"
+        )
+    if "loss" in kind.untold and raw.get("overfitting") not in (None, "ignore"):
+        found.append(f"overfitting: watches the held-out loss, which says nothing under trainer {name}; leave it out")
     return found
 
 

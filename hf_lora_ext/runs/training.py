@@ -16,10 +16,18 @@ from ..choices.methods import METHOD_FACTS, check_features, init_facts
 from ..choices.run import LORAPLUS_RATIO
 from ..errors import ConfigError, nearest
 from ..models.attention import check_packing
-from ..presets.arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
+from ..presets.arguments import (
+    adapter_arguments,
+    callback_arguments,
+    quantisation_arguments,
+    training_arguments,
+    watch_arguments,
+)
 from .trainer_kinds import TrainerKind, kind_arguments, trainer_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig, TrainerCallback, TrainingArguments
     from trl import SFTConfig
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "adapter_config",
+    "all_callbacks",
     "assistant_template",
     "counts_assistant_only",
     "library_class",
@@ -96,9 +105,18 @@ def optimizer_cls_and_kwargs(preset: Preset, args: TrainingArguments) -> tuple[A
 
 def method_callbacks(preset: Preset) -> list[TrainerCallback]:
     """Return new callbacks that method, initialisation and new tokens need."""
+    return _made(callback_arguments(preset))
+
+
+def all_callbacks(preset: Preset) -> list[TrainerCallback]:
+    """Return the same, behind those that watch the run."""
+    return [*_made(watch_arguments(preset)), *method_callbacks(preset)]
+
+
+def _made(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[TrainerCallback]:
     from .. import callbacks
 
-    return [getattr(callbacks, kind)(**given) for kind, given in callback_arguments(preset)]
+    return [getattr(callbacks, kind)(**given) for kind, given in calls]
 
 
 def model_kwargs(preset: Preset) -> dict[str, Any]:

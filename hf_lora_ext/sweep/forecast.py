@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import ConfigError
-from ..memory.host_memory import host_warnings, least_host_bytes
-from ..memory.peaks import estimate_memory
+from ..memory.host_memory import host_warnings
 from ..memory.remedies import DoesNotFit
 from ..models.targets import adapter_parameters
 from ..presets.configuration import Preset
 from ..runs.full import without_adapter
 from ..runs.recipe import Recipe
-from ..runs.runner import preset_for
-from .settings import Sweep, full_recipe, recipe_at
-from .space import Point, ends, grid, random_points, spoken
+from ..runs.recipe_plan import memory_need, preset_for
+from .settings import Sweep, full_recipe, planned, recipe_at
+from .space import Point, ends, spoken
 
 __all__ = ["Forecast", "check_fits", "forecast"]
 
@@ -58,23 +57,16 @@ def forecast(sweep: Sweep) -> list[Forecast]:
     Raises:
         ConfigError: If the model cannot be found or its size not be told.
     """
+    points = planned(sweep)
     adapters = [
         _of_adapter(point, recipe_at(sweep, point, sweep.first_seed, Path(sweep.output_dir) / "forecast"))
-        for point in _points(sweep)
+        for point in (islice(ends(sweep.space), MOST_ENDS) if points is None else points)
     ]
     full = [
         _of_full(rate, full_recipe(sweep, rate, sweep.first_seed, Path(sweep.output_dir) / "forecast"))
         for rate in sweep.full_learning_rates
     ]
     return adapters + full
-
-
-def _points(sweep: Sweep) -> list[dict[str, Any]]:
-    if sweep.strategy == "grid":
-        return list(grid(sweep.space))
-    if sweep.strategy == "random":
-        return random_points(sweep.space, sweep.points, sweep.first_seed)
-    return list(islice(ends(sweep.space), MOST_ENDS))
 
 
 def check_fits(forecasts: list[Forecast]) -> None:
@@ -101,24 +93,11 @@ def _of_adapter(point: Point, recipe: Recipe) -> Forecast:
 
 
 def _memory(chosen: Preset, recipe: Recipe) -> dict[str, Any]:
-    """Return needed and available GiB, with the recipe's own batch where it names one."""
-    if chosen.found is None:
-        if chosen.hardware.kind == "cuda":
-            return {"needed_gib": None, "available_gib": chosen.hardware.memory_gib}
-        least = least_host_bytes(chosen.shape, chosen.choices) / GIB
-        return {
-            "needed_gib": round(least, 4),
-            "available_gib": chosen.hardware.host_memory_gib,
-            "is_lower_bound": True,
-        }
-    own = {
-        "micro_batch": recipe.training.get("per_device_train_batch_size"),
-        "accumulation": recipe.training.get("gradient_accumulation_steps"),
-        "checkpointing": recipe.training.get("activation_checkpointing"),
-    }
-    plan = replace(chosen.found.plan, **{name: value for name, value in own.items() if value is not None})
-    needed = estimate_memory(chosen.shape, plan).needed
-    return {"needed_gib": round(needed / GIB, 4), "available_gib": round(chosen.found.available / GIB, 4)}
+    """Return needed and available GiB as a forecast has them."""
+    need = memory_need(chosen, recipe)
+    rounded = {name: value if value is None else round(value, 4) for name, value in
+               (("needed_gib", need.needed_gib), ("available_gib", need.available_gib))}  # fmt: skip
+    return {**rounded, "is_lower_bound": need.is_lower_bound}
 
 
 def _judged(made: Forecast, chosen: Preset) -> Forecast:

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 
 from ..cards.facts import redact, write_text_atomically
 from ..plots import PlotPoint, plot_against
-from ..runs.recipe import PushChoice, dump_recipe
+from ..runs.push_choice import PushChoice
+from ..runs.recipe import dump_recipe
 from .outcome import Trial, best, efficiency, knee, table
 from .settings import Sweep, recipe_at
 from .space import Choices, shown, spoken

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +13,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..errors import ConfigError, nearest
-from ..runs.recipe import Recipe, apply_overrides, parse_recipe, validate
+from ..runs.recipe import Recipe, apply_overrides, lay_over, parse_recipe, validate
 from ..runs.recipe_rules import FROM_1, POSITIVE, SWITCH, TEXT, Rule, find_problems, is_number, is_whole, one_of
 from ..runs.trainer_kinds import TRAINER_KINDS, TRAINING_FIELDS
 from ..strict_yaml import dump_yaml, read_mapping
-from .space import Choices, Point, Range, Space, ends, grid, grid_size, spoken
+from .space import Choices, Point, Range, Space, ends, grid, grid_size, random_points, spoken
 
-__all__ = ["Strategy", "Sweep", "dump_sweep", "full_recipe", "load_sweep", "parse_sweep", "recipe_at", "validate_sweep"]
+__all__ = [
+    "Strategy", "Sweep", "dump_sweep", "full_recipe", "load_sweep", "parse_sweep", "planned", "recipe_at",
+    "validate_sweep",
+]  # fmt: skip
 
 Strategy = Literal["grid", "random", "bayesian"]
 MOST_GRID: Final = 1000
@@ -48,7 +50,7 @@ _WHOLE: Final = (
     "training.per_device_train_batch_size",
 )  # fmt: skip
 """Keys whose ranges have whole numbers alone; {low: 0, high: 1} of another has what is between."""
-_FULL_IGNORES: Final = (*_ADAPTER_KEYS, "task", "new_tokens", "push")
+_FULL_IGNORES: Final = (*_ADAPTER_KEYS, "task", "new_tokens", "evaluate", "push")
 """Keys of a recipe that say nothing where all weights train."""
 
 _RULES: Final = {
@@ -99,8 +101,9 @@ class Sweep:
 
     @property
     def points(self) -> int:
-        """How many points are tried, the references not counted."""
-        return grid_size(self.space) if self.trials is None else self.trials
+        """How many points are tried, the references not counted: fewer than `trials` where the space has fewer."""
+        fixed = planned(self)
+        return (self.trials or 0) if fixed is None else len(fixed)
 
     @property
     def first_seed(self) -> int:
@@ -108,31 +111,29 @@ class Sweep:
         return int(self.base.get("seed") or 0)
 
 
+def planned(sweep: Sweep) -> list[dict[str, Any]] | None:
+    """Return the points that are tried, in order; None where each depends on the trials before it."""
+    if sweep.strategy == "grid":
+        return list(grid(sweep.space))
+    if sweep.strategy == "random":
+        return random_points(sweep.space, sweep.trials or 0, sweep.first_seed)
+    return None
+
+
 def recipe_at(sweep: Sweep, point: Point, seed: int, folder: str | Path) -> Recipe:
     """Return the recipe of one run: the base with a point laid over it, in a folder of its own, never pushed."""
-    raw = _laid_over(sweep.base, point) | {"output_dir": str(folder), "seed": seed}
+    where = f"the recipe of {spoken(point)}"
+    raw = lay_over(sweep.base, point, where) | {"output_dir": str(folder), "seed": seed}
     raw.pop("push", None)
-    return parse_recipe(raw, f"the recipe of {spoken(point)}")
+    return parse_recipe(raw, where)
 
 
 def full_recipe(sweep: Sweep, learning_rate: float, seed: int, folder: str | Path) -> Recipe:
     """Return the recipe of a reference run: the base's data and training, without what is about an adapter."""
     raw = {key: value for key, value in sweep.base.items() if key not in _FULL_IGNORES}
-    raw = _laid_over(raw, {"training.learning_rate": learning_rate}) | {"output_dir": str(folder), "seed": seed}
-    return parse_recipe(raw, f"the recipe of full fine-tuning at {learning_rate:g}")
-
-
-def _laid_over(base: Mapping[str, Any], point: Point) -> dict[str, Any]:
-    raw = copy.deepcopy(dict(base))
-    for dotted, value in point.items():
-        *parents, last = dotted.split(".")
-        level = raw
-        for parent in parents:
-            if level.get(parent) is None:
-                level[parent] = {}
-            level = level[parent]
-        level[last] = list(value) if isinstance(value, tuple) else value
-    return raw
+    where = f"the recipe of full fine-tuning at {learning_rate:g}"
+    raw = lay_over(raw, {"training.learning_rate": learning_rate}, where) | {"output_dir": str(folder), "seed": seed}
+    return parse_recipe(raw, where)
 
 
 def validate_sweep(raw: Mapping[str, Any]) -> list[str]:
@@ -149,9 +150,9 @@ def validate_sweep(raw: Mapping[str, Any]) -> list[str]:
     if not isinstance(base, Mapping):
         return problems
     try:
-        base = apply_overrides(base, [f"{k}={json.dumps(v)}" for k, v in _dotted(raw.get("fixed")).items()])
+        base = lay_over(base, _dotted(raw.get("fixed")), "fixed")
     except ConfigError as error:
-        return [*problems, f"fixed: {error}"]
+        return [*problems, str(error)]
     raw_recipe = {**base, "output_dir": "unused"}
     if of_base := validate(raw_recipe):
         return [*problems, *(f"base.{problem}" for problem in of_base)]
@@ -204,16 +205,9 @@ def _axis_problems(key: str, axis: Any, strategy: str) -> list[str]:
 
 
 def _why_not(key: str) -> str:
-    known = {
-        "model",
-        "data",
-        "samples",
-        "push",
-        "trainer",
-        "rewards",
-        *(f"training.{name}" for name in TRAINING_FIELDS),
-    }
-    if key in known or key.startswith(("data.", "push.")):
+    known = {"model", "data", "samples", "overfitting", "evaluate", "push", "trainer", "rewards"}
+    known |= {f"training.{name}" for name in TRAINING_FIELDS}
+    if key in known or key.startswith(("data.", "evaluate.", "push.")):
         return "trials that differ in it cannot be compared by their held-out loss; set it in base or fixed"
     if key in ("seed", "output_dir"):
         return f"each run gets its own; {'use `seeds`' if key == 'seed' else 'leave it out'}"
@@ -226,14 +220,14 @@ def _point_problems(base: Mapping[str, Any], space: Space, strategy: str) -> lis
         return [f"space: a grid of {size:,} trials is more than {MOST_GRID:,}; give fewer values, or strategy random"]
     told: dict[str, str] = {}
     for point in grid(space) if strategy == "grid" else islice(ends(space), MOST_GRID):
-        for problem in validate(_laid_over(base, point)):
+        for problem in validate(lay_over(base, point, "space")):
             told.setdefault(problem, f"space, at {spoken(point)}: {problem}")
     return list(told.values())
 
 
 def _value_problems(base: Mapping[str, Any], key: str, axis: Choices | Range) -> list[str]:
     """Return the problems of single values; what they do to other keys is looked at point by point."""
-    found = [problem for value in axis.ends for problem in validate(_laid_over(base, {key: value}))]
+    found = [problem for value in axis.ends for problem in validate(lay_over(base, {key: value}, "space"))]
     return [f"space.{problem}" for problem in dict.fromkeys(found) if problem.startswith(f"{key}:")]
 
 
@@ -263,7 +257,7 @@ def parse_sweep(raw: Mapping[str, Any], where: str = "sweep") -> Sweep:
         raise ConfigError(many + "\n  ".join(problems))
     given = {key: value for key, value in raw.items() if value is not None}
     base, fixed = given.pop("base"), given.pop("fixed", {})
-    base = {key: value for key, value in _laid_over(base, _dotted(fixed)).items() if key != "output_dir"}
+    base = {key: value for key, value in lay_over(base, _dotted(fixed), "fixed").items() if key != "output_dir"}
     rates = tuple(given.pop("full_learning_rates", ()))
     return Sweep(base=base, space=_read_space(_dotted(given.pop("space"))), full_learning_rates=rates, **given)
 

@@ -17,8 +17,8 @@ from ..cards.facts import write_text_atomically
 from ..errors import ConfigError
 from .holds import Hold, is_abandoned
 from .outcome import Run, State, Trial
-from .settings import Sweep, dump_sweep, load_sweep
-from .space import Choices, Point, Range, Space, grid, point_key, random_points
+from .settings import Sweep, dump_sweep, load_sweep, planned
+from .space import Choices, Point, Range, Space, point_key
 
 if TYPE_CHECKING:
     import optuna
@@ -104,8 +104,8 @@ class SweepStore:
     def is_open(self) -> bool:
         """Return whether a trial is left to begin, or unfinished."""
         begun = [t for t in self.trials() if not t.is_full]
-        planned = len(self._planned("adapters") or ()) or self.sweep.points
-        whole = len(begun) >= planned and len(self.trials()) - len(begun) >= len(self.sweep.full_learning_rates)
+        rates = len(self.trials()) - len(begun)
+        whole = len(begun) >= self.sweep.points and rates >= len(self.sweep.full_learning_rates)
         return not whole or any(t.state in ("running", "interrupted") for t in self.trials())
 
     def claim(self) -> Claim | None:
@@ -129,11 +129,11 @@ class SweepStore:
                     kept = {name: value for name, value in old.user_attrs.items() if name not in ("reason", "runs")}
                     study.enqueue_trial(dict(old.params), user_attrs=kept | again)
                     return self._taken(kind, study.ask(), old.intermediate_values)
-        planned = self._planned(kind)
-        if planned is None:
+        points = self._planned(kind)
+        if points is None:
             return self._asked(kind) if len(latest) < self.sweep.points else None
         begun = {t.user_attrs["key"] for t in latest}
-        point = next((point for point in planned if point_key(point) not in begun), None)
+        point = next((point for point in points if point_key(point) not in begun), None)
         if point is None:
             return None
         study.enqueue_trial(self._labelled(kind, point), user_attrs=_attributes(kind, len(latest), point))
@@ -143,11 +143,7 @@ class SweepStore:
         """Return the points that are fixed from the start; None where each depends on the trials before."""
         if kind == "full":
             return [{RATE: rate} for rate in self.sweep.full_learning_rates]
-        if self.sweep.strategy == "grid":
-            return list(grid(self.sweep.space))
-        if self.sweep.strategy == "random":
-            return random_points(self.sweep.space, self.sweep.points, self.sweep.first_seed)
-        return None
+        return planned(self.sweep)
 
     def _asked(self, kind: str) -> Claim:
         """Take a point that TPE chooses; the same trials before, in the same order, give the same point."""

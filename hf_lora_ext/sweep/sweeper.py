@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..cards.facts import Facts
@@ -169,6 +170,8 @@ def _trained(
         rate = claim.trial.point["training.learning_rate"]
         return run_full(full_recipe(sweep, rate, seed, folder), [HeldOutLoss(watch)])
     recipe = recipe_at(sweep, claim.trial.point, seed, folder)
+    if recipe.overfitting is None:  # the last step of every trial is compared, as it is of full fine-tuning
+        recipe = replace(recipe, overfitting="ignore")
     return run_recipe(recipe, say_resuming, [HeldOutLoss(watch)]).facts
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hf_lora_ext.memory.plans import Plan
 from hf_lora_ext.models.families import shape_from_config
@@ -260,100 +261,166 @@ def _as_litgpt_has_it(shape: ModelShape) -> ModelShape:
 
 
 def _plan(record: dict[str, str]) -> Plan:
-    source, method, notes, gpus = record["source"], record["method"], record["notes"], record["gpus"]
+    _refuse(record)
+    return Plan(**_adapter(record), **_weights(record), **_batch(record), **_kernels(record), **_devices(record))
+
+
+def _refuse(record: dict[str, str]) -> None:
+    """Raise for rows that are no peak of a plan, or do not say which."""
+    method = record["method"]
     if "MAX CONTEXT" in method:
         raise Unreadable("an inverse row: the longest sequence that fitted a card")
     if "component" in method:
         raise Unreadable("a component, not a peak")
     if re.search(r"BEFT|LN-tuning|MiSS|LoRA-FA|MiCA|emb\+lm_head$", method) and "emb" not in method:
         raise Unreadable("a method that the plan does not have")
-    full = "Full FT" in method
-    targets = re.sub(r"\s*\(.*", "", record["targets"]).strip()
-    if not targets and not full:
+    if not _targets(record) and not _is_full(record):
         raise Unreadable("targets are not stated")
-    everything = targets in ("all", "all-linear") or "projection" in targets
-    litgpt, fms = "litgpt" in source, "fms-acceleration" in source
-    if litgpt and "mixed" in record["dtype"]:
+    if not (record["rank"] or _is_full(record)):
+        raise Unreadable("the rank is not stated")
+
+
+def _is_full(record: dict[str, str]) -> bool:
+    return "Full FT" in record["method"]
+
+
+def _targets(record: dict[str, str]) -> str:
+    return re.sub(r"\s*\(.*", "", record["targets"]).strip()
+
+
+def _is_unsloth(record: dict[str, str]) -> bool:
+    return "unsloth" in record["method"].lower()
+
+
+def _number_of_devices(record: dict[str, str]) -> int:
+    return int((re.match(r"(\d+)x", record["gpus"]) or [0, 1])[1])
+
+
+def _framework(record: dict[str, str]) -> str:
+    found = re.search(r"framework=([\w-]+)", record["notes"])
+    return found[1] if found else ""
+
+
+def _transformers(record: dict[str, str]) -> tuple[int, int] | None:
+    """Return the version, where it is stated."""
+    found = re.search(r"tf(\d)\.(\d+)", record["notes"])
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _adapter(record: dict[str, str]) -> dict[str, Any]:
+    source, method, full, targets = record["source"], record["method"], _is_full(record), _targets(record)
+    tool, litgpt = _tool(source), "litgpt" in source
+    everything = full or targets in ("all", "all-linear") or "projection" in targets
+    stated = [int(found) for found in re.findall(r"\d+", "1" if full else record["rank"])]
+    # peft gave adapters the base's type until 0.12, of 2024, and the Qwen rows are of 2023
+    in_bfloat16 = litgpt or "fsdp_qlora" in source or _is_unsloth(record) or tool == "qwen"
+    return {
+        "method": "full" if full else "dora" if "DoRA" in method else "adalora" if "AdaLoRA" in method else "lora",
+        "rank": stated[-1],
+        "start_factor": stated[0] // stated[-1],  # AdaLoRA: `init 64->target 32`
+        "targets": "all-linear" if everything else TARGETS.get(targets, tuple(targets.split(","))),
+        "embeddings_trained": "emb" in method,
+        "adapter": "bfloat16" if in_bfloat16 or _base(record)[0] == "float16" else "float32",
+        "dropout": "method_comparison" not in source,
+        "fused_adapter": litgpt,
+        "optimizer": _optimizer(record),
+    }
+
+
+def _optimizer(record: dict[str, str]) -> str:
+    if "8bit" in record["optimizer"].lower():
+        return "adamw_8bit"
+    if "Paged" in record["optimizer"]:
+        return "paged_adamw"
+    # torch's own default from 2.0 on, which transformers had until 5; peft's examples are older
+    return "adamw" if _tool(record["source"]) == "peft examples" else "adamw_foreach"
+
+
+def _base(record: dict[str, str]) -> tuple[str, str]:
+    """Return what the base is stored in, and computed in."""
+    method, dtype = record["method"].lower(), record["dtype"]
+    start = dtype[:4].lower()
+    if "litgpt" in record["source"] and "mixed" in dtype:
         base, compute = "float32", "bfloat16"
+    elif start == "fp32":
+        base = compute = "float32"
     else:
-        start = record["dtype"][:4].lower()
-        compute = "float16" if start in ("floa", "fp16") and "16" in record["dtype"] else "bfloat16"
-        compute = "float32" if start == "fp32" else compute
-        base = compute
-    lowered = method.lower()
-    if "gptq" in lowered:
-        base = "gptq"
-    elif "qlora" in lowered or "nf4" in lowered:
-        base = "nf4"
-    framework = re.search(r"framework=([\w-]+)", notes)
-    kernels = framework[1] if framework else ""
-    unsloth = "unsloth" in lowered
+        base = compute = "float16" if start in ("floa", "fp16") and "16" in dtype else "bfloat16"
+    if "gptq" in method:
+        return "gptq", compute
+    return ("nf4" if "qlora" in method or "nf4" in method else base), compute
+
+
+def _weights(record: dict[str, str]) -> dict[str, Any]:
+    source, method, transformers = record["source"], record["method"], _transformers(record)
+    litgpt, fms = "litgpt" in source, "fms-acceleration" in source
+    base, compute = _base(record)
+    kbit = "prepare_model_for_kbit" in method and "no prepare" not in method
+    kbit = kbit or "baseline-peft-bnb" in _framework(record)
+    return {
+        "base": base,
+        "compute": compute,
+        "double_quant": not litgpt or "dq" in method.lower(),
+        "experts_quantised": base in ("nf4", "gptq") and fms,
+        # FSDP flattens parameters of one type; the rows with and without are equal there
+        "kbit_prepared": kbit and _sharding(record) != "fsdp",
+        "experts_looped": (transformers is not None and transformers[0] == 4) or fms,
+        "keeps_packed_inputs": litgpt and base == "nf4",
+        "head_packed": litgpt and base == "nf4",
+    }
+
+
+def _batch(record: dict[str, str]) -> dict[str, Any]:
+    source, method, notes = record["source"], record["method"], record["notes"]
+    return {
+        "micro_batch": _number(record["batch"], "the batch"),
+        "sequence": _number(record["seq_len"], "the sequence"),
+        "accumulation": int((re.search(r"grad accum (\d+)", notes) or [0, 1])[1]),
+        "checkpointing": record["grad_ckpt"].startswith("yes"),
+        # its blog of 2023 is older than the offload
+        "checkpoint_offload": _is_unsloth(record) and "blog" not in source,
+        "attention": "flash" if "FA2" in notes or "FA2" in method else "sdpa",
+        "padding_mask": "method_comparison" in source or "litgpt" in source,  # litgpt repeats grouped keys itself
+        "graph_outlives": "config_hub" in source,  # batches of 512 tokens; its tables begin with the longest of all
+        "autocast": _autocast(record, _framework(record)),
+    }
+
+
+def _kernels(record: dict[str, str]) -> dict[str, Any]:
+    source, notes, kernels = record["source"], record["notes"], _framework(record)
+    transformers, unsloth, litgpt = _transformers(record), _is_unsloth(record), "litgpt" in source
     fused = "foak" in kernels or unsloth or "liger" in notes.lower()
     chunked = kernels.endswith("liger") or "Cut-CrossEntropy" in notes or (unsloth and "blog" not in source)
-    peft_suite = "method_comparison" in source
-    number = int((re.match(r"(\d+)x", gpus) or [0, 1])[1])
-    sharding = "none"
-    for word, name in (("FSDP", "fsdp"), ("ZeRO-2", "zero2"), ("ZeRO-3", "zero3")):
-        if word in gpus + notes + method and "DDP mode" not in notes:
-            sharding = name
-    if "DDP mode" in notes:
-        sharding = "ddp"
-    if not (record["rank"] or full):
-        raise Unreadable("the rank is not stated")
-    stated = [int(found) for found in re.findall(r"\d+", "1" if full else record["rank"])]
-    rank, start = stated[-1], stated[0] // stated[-1]  # AdaLoRA: `init 64->target 32`
-    transformers = re.search(r"tf(\d)\.(\d+)", notes)
-    old = bool(transformers) and (4, 46) <= (int(transformers[1]), int(transformers[2])) < (4, 50)
-    # torch's own default from 2.0 on, which transformers had until 5; peft's examples are older
-    optimizer = "adamw" if _tool(source) == "peft examples" else "adamw_foreach"
-    if "8bit" in record["optimizer"].lower():
-        optimizer = "adamw_8bit"
-    elif "Paged" in record["optimizer"]:
-        optimizer = "paged_adamw"
-    kbit = ("prepare_model_for_kbit" in method and "no prepare" not in method) or "baseline-peft-bnb" in kernels
-    if sharding == "fsdp":
-        kbit = False  # FSDP flattens parameters of one type; the rows with and without are equal there
-    return Plan(
-        method="full" if full else "dora" if "DoRA" in method else "adalora" if "AdaLoRA" in method else "lora",
-        base=base,
-        compute=compute,
-        double_quant=not litgpt or "dq" in lowered,
-        experts_quantised=base in ("nf4", "gptq") and fms,
-        kbit_prepared=kbit,
-        rank=rank,
-        start_factor=start,
-        targets="all-linear" if full or everything else TARGETS.get(targets, tuple(targets.split(","))),
-        embeddings_trained="emb" in method,
-        # peft gave adapters the base's type until 0.12, of 2024, and the Qwen rows are of 2023
-        adapter="bfloat16"
-        if litgpt or "fsdp_qlora" in source or unsloth or base == "float16" or _tool(source) == "qwen"
-        else "float32",
-        dropout=not peft_suite,
-        fused_adapter=litgpt,
-        autocast=_autocast(record, kernels),
-        optimizer=optimizer,
-        micro_batch=_number(record["batch"], "the batch"),
-        sequence=_number(record["seq_len"], "the sequence"),
-        accumulation=int((re.search(r"grad accum (\d+)", notes) or [0, 1])[1]),
-        checkpointing=record["grad_ckpt"].startswith("yes"),
-        checkpoint_offload=unsloth and "blog" not in source,  # its blog of 2023 is older than the offload
-        experts_looped=(bool(transformers) and transformers[1] == "4") or fms,
-        keeps_packed_inputs=litgpt and base == "nf4",
-        graph_outlives="config_hub" in source,  # batches of 512 tokens; its tables begin with the longest of all
-        head_packed=litgpt and base == "nf4",
-        loads_whole=litgpt and number > 1,
-        stays_gathered=litgpt and number > 1,
-        attention="flash" if "FA2" in notes or "FA2" in method else "sdpa",
-        padding_mask=peft_suite or litgpt,  # litgpt repeats grouped keys itself
-        fused_norms=fused,
-        fused_mlp=fused and not fms,  # its kernels are of norms, rotary positions and the loss
-        loss="chunked" if chunked else "fused" if fused else "eager",
-        logits_upcast=not litgpt and "gpt_bigcode" not in record["model"],
-        logits_held=old or litgpt,
-        sharding=sharding if number > 1 or "offload" in method else "none",
-        devices=number,
-        offload="offload" in method or ("offload" in notes and number > 1),
-    )
+    held = transformers is not None and (4, 46) <= transformers < (4, 50)
+    return {
+        "fused_norms": fused,
+        # the kernels of fms-acceleration are of norms, rotary positions and the loss
+        "fused_mlp": fused and "fms-acceleration" not in source,
+        "loss": "chunked" if chunked else "fused" if fused else "eager",
+        "logits_upcast": not litgpt and "gpt_bigcode" not in record["model"],
+        "logits_held": held or litgpt,
+    }
+
+
+def _sharding(record: dict[str, str]) -> str:
+    """Return how the row says that devices share, whatever their number."""
+    if "DDP mode" in record["notes"]:
+        return "ddp"
+    said = record["gpus"] + record["notes"] + record["method"]
+    found = [name for word, name in (("FSDP", "fsdp"), ("ZeRO-2", "zero2"), ("ZeRO-3", "zero3")) if word in said]
+    return found[-1] if found else "none"
+
+
+def _devices(record: dict[str, str]) -> dict[str, Any]:
+    number, litgpt = _number_of_devices(record), "litgpt" in record["source"]
+    offload = "offload" in record["method"]
+    return {
+        "devices": number,
+        "sharding": _sharding(record) if number > 1 or offload else "none",
+        "offload": offload or ("offload" in record["notes"] and number > 1),
+        "loads_whole": litgpt and number > 1,
+        "stays_gathered": litgpt and number > 1,
+    }
 
 
 def _autocast(record: dict[str, str], kernels: str) -> bool:

@@ -1,0 +1,1 @@
+"""What an adapter changes on held-out examples, with intervals."""
