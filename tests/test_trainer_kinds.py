@@ -83,6 +83,11 @@ def test_a_recipe_that_names_no_trainer_is_sft():
         (recipe("kto", init="loftq", method="qlora"), "trainer kto does not work with init loftq"),
         (recipe("reward", init="eva"), "trainer reward does not work with init eva"),
         (recipe("reward", method="prefix"), "trainer reward does not work with prefix"),
+        (recipe("rloo", overfitting="best"), "overfitting: watches the held-out loss, which says nothing under"),
+        (recipe("dpo", evaluate={"metrics": ["loss"]}), "run `hf-lora evaluate` on the folder then, with --data"),
+        (recipe("classification", evaluate={"metrics": ["loss"]}), "run `hf-lora evaluate` on the folder then"),
+        (recipe("seq2seq", evaluate={"metrics": ["loss"]}), "and not what seq2seq did; leave it out"),
+        (recipe("kto", training={"report_to": "tensorbord"}), "training.report_to: found 'tensorbord'"),
     ],
 )
 def test_what_does_not_go_with_a_trainer_is_told_with_what_does(raw: dict, problem: str):

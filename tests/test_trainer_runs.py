@@ -11,7 +11,9 @@ from test_runner import Stopped, stopping_at, weights
 from trainer_rows import TOPICS, rows_for
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_lora_ext import ConfigError, Recipe, load_recipe, render_card, run_recipe
+from hf_lora_ext import ConfigError, Recipe, evaluate_adapter, load_recipe, render_card, run_recipe
+from hf_lora_ext.analysis.subject import find_subject
+from hf_lora_ext.runs.dry_run import dry_run
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
 
 REWARDS = ({"reward": "length", "characters": 4}, {"reward": "exact_match", "column": "completion", "weight": 2.0})
@@ -115,3 +117,67 @@ def test_completions_are_rewarded_by_a_reward_model_in_a_folder_whose_place_is_n
     assert told["reward"] == pytest.approx(parts, abs=1e-4)
     assert "model: judge" in facts.recipe
     assert str(judge) not in facts.to_json()
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_a_dry_run_foretells_is_what_trains(trainer: str, recipe_of):
+    kind, recipe = TRAINER_KINDS[trainer], recipe_of(trainer)
+    passes = {key: value for key, value in recipe.training.items() if key != "max_steps"} | {"num_train_epochs": 1}
+    recipe = replace(recipe, training=passes | {"gradient_accumulation_steps": 3}, samples=0)
+    made, done = dry_run(recipe), run_recipe(recipe, lambda line: None).facts
+    assert made.trained_parameters == made.trained_at_start == done.adapter["trainable_parameters"]
+    assert (made.steps, made.examples_per_step) == (done.run["steps"], done.run["examples_per_step"])
+    assert (made.form, made.train_examples) == (done.data.form, done.data.train_examples)
+    assert any("score" in name for name in made.trained) == (kind.task_type == "SEQ_CLS")
+    assert bool(made.batch) == bool(made.tokens) == (trainer == "sft")
+    assert trainer == "sft" or made.batch_note == f"not shown: tokens are known here for trainer sft, not {trainer}"
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_few_examples_are_watched_for_overfitting_where_the_loss_says_something(trainer: str, recipe_of):
+    result = run_recipe(replace(recipe_of(trainer), samples=0), lambda line: None)
+    watched = any(result.folder.rglob("overfit_progress.json"))
+    assert watched == ("loss" not in TRAINER_KINDS[trainer].untold)
+
+
+def test_a_classifier_is_evaluated_on_what_its_run_held_out_and_is_no_subject_of_a_curve(recipe_of, tmp_path: Path):
+    done = run_recipe(recipe_of("classification"), lambda line: None)
+    found = evaluate_adapter(done.folder).comparison
+    measured = {row.metric: row.adapter for row in found.measured}
+    assert measured["accuracy"] == pytest.approx(done.facts.evaluation["adapter"]["accuracy"])
+    assert measured["loss"] == pytest.approx(done.facts.evaluation["adapter"]["loss"], rel=1e-4)
+    assert (found.held_out, found.examples, found.trained_on) == (True, done.facts.data.eval_examples, 0)
+    given = evaluate_adapter(done.folder, data=str(tmp_path / "classification.jsonl")).comparison
+    assert (given.examples, given.trained_on) == (30, done.facts.data.train_examples), "names are the run's numbers"
+    with pytest.raises(ConfigError, match="the adapter of a classifier, and what is measured here is of a model that"):
+        find_subject(done.folder)
+
+
+def test_labels_that_are_numbers_keep_their_meaning_when_they_are_numbered_anew(recipe_of, tmp_path: Path):
+    rows = [{"text": f"A {TOPICS[n % 3]} {n}", "label": n % 3 + 1} for n in range(30)]
+    recipe = recipe_of("classification")
+    file = write_jsonl(tmp_path / "classification.jsonl", rows)
+    done = run_recipe(recipe, lambda line: None)
+    assert done.facts.adapter["labels"] == ["1", "2", "3"]
+    own = {row.metric: row.adapter for row in evaluate_adapter(done.folder).comparison.measured}
+    assert own["accuracy"] == pytest.approx(done.facts.evaluation["adapter"]["accuracy"])
+    given = evaluate_adapter(done.folder, data=str(file)).comparison
+    assert given.trained_on == done.facts.data.train_examples
+
+
+@pytest.mark.parametrize("trainer", ["dpo", "reward", "seq2seq"])
+def test_an_adapter_whose_rows_are_no_texts_is_evaluated_on_given_ones_or_refused(
+    trainer: str, recipe_of, tmp_path: Path
+):
+    done = run_recipe(replace(recipe_of(trainer), samples=0), lambda line: None)
+    texts = write_jsonl(tmp_path / "texts.jsonl", rows_for("sft"))
+    if trainer == "dpo":
+        with pytest.raises(ConfigError, match="tells no held-out rows to measure on: give some with data="):
+            evaluate_adapter(done.folder)
+        found = evaluate_adapter(done.folder, data=str(texts)).comparison
+        assert found.trained_on is None
+        assert {row.metric for row in found.measured} == {"loss", "perplexity", "token_accuracy"}
+        return
+    what = {"reward": "a reward model", "seq2seq": "a SEQ_2_SEQ_LM model"}[trainer]
+    with pytest.raises(ConfigError, match=f"holds the adapter of {what}, and what is measured here is of"):
+        evaluate_adapter(done.folder, data=str(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from datasets import Dataset
 from git_hub_state import Hub
 from peft import PeftModel, get_peft_model
 from push_runs import REPO, pushing_to
-from transformers import AutoTokenizer, DataCollatorForSeq2Seq
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, IntervalStrategy
 
-from hf_lora_ext import ConfigError, FactsCallback, PushAdapterCallback, preset
+from hf_lora_ext import ConfigError, FactsCallback, OverfitCallback, PushAdapterCallback, preset
 from hf_lora_ext.cards.facts import read_facts
 from hf_lora_ext.push.release import CARD, CONFIG, WEIGHTS
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
@@ -34,7 +35,9 @@ def shortness(completions: list[str], **columns: Any) -> list[float]:
     return [1 / (1 + len(text)) for text in completions]
 
 
-def built(trainer: str, model_folder: Path, folder: Path, callbacks: list[Any], **wishes: Any) -> Any:
+def built(
+    trainer: str, model_folder: Path, folder: Path, callbacks: list[Any], eval_dataset: Any = None, **wishes: Any
+) -> Any:
     """A trainer as a user writes it, from what a preset gives."""
     kind, rows = TRAINER_KINDS[trainer], Dataset.from_list(DATA[trainer])
     p = preset(str(model_folder), rank=2, **wishes)
@@ -58,7 +61,7 @@ def built(trainer: str, model_folder: Path, folder: Path, callbacks: list[Any], 
         )
     if trainer == "seq2seq":
         given["data_collator"] = DataCollatorForSeq2Seq(tokenizer, model=model)
-    return library_class(kind, kind.trainer)(model=model, train_dataset=rows, **given)
+    return library_class(kind, kind.trainer)(model=model, train_dataset=rows, eval_dataset=eval_dataset, **given)
 
 
 def tokenised(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -108,3 +111,17 @@ def test_a_preset_of_adaptive_rank_is_refused_by_what_learns_from_rewards(
 ):
     with pytest.raises(ConfigError, match=f"trainer {trainer} does not work with adaptive rank: gradients of rewards"):
         built(trainer, tiny_model, tmp_path, [], adaptive_rank=True)
+
+
+@pytest.mark.parametrize("trainer", BY_REWARDS)
+def test_overfitting_is_not_watched_by_a_loss_that_says_nothing(
+    trainer: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.WARNING)
+    held_out = Dataset.from_list(DATA[trainer][:2])
+    run = built(trainer, tiny_model, tmp_path, [OverfitCallback(action="best")], eval_dataset=held_out)
+    run.args.max_steps, run.args.eval_strategy, run.args.eval_steps = 2, IntervalStrategy.STEPS, 1
+    run.train()
+    assert "the loss of this trainer says nothing of the adapter" in caplog.text
+    assert any("eval_loss" in row for row in run.state.log_history)
+    assert not any("overfit/kept_step" in row for row in run.state.log_history)

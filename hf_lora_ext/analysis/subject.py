@@ -143,10 +143,10 @@ def _check_task(folder: Path, config: Mapping[str, Any], recipe: Recipe | None, 
     trainer = recipe.trainer if recipe else None
     if found in tasks and trainer != "reward":
         return
-    what = "a reward model, which tells no labels apart" if trainer == "reward" else f"{found}"
+    what = "a reward model" if trainer == "reward" else _TASKS.get(found, f"a {found} model")
     raise ConfigError(
-        f"{folder} is {what}, and what is measured here is of {' or '.join(_TASKS[task] for task in tasks)}; give the "
-        "adapter of such a model"
+        f"{folder} holds the adapter of {what}, and what is measured here is of "
+        f"{' or '.join(_TASKS[task] for task in tasks)}; give the adapter of one"
     )
 
 

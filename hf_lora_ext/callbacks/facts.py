@@ -169,7 +169,7 @@ class FactsCallback(TrainerCallback):
             "started": self.started_,
             "method": method,
             "train_seconds": round(self._train_seconds(), 1),
-            "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "examples_per_step": _examples_per_step(args),
             "steps": state.global_step,
             "adapter_of_step": adapter_of,
             "planned_steps": state.max_steps,
@@ -205,6 +205,12 @@ def _stated_in(file: Path) -> StatedFacts | None:
     except ConfigError as error:
         logger.warning("what may be stated in it is lost: %s", error)
         return None
+
+
+def _examples_per_step(args: TrainingArguments) -> int:
+    """Return the examples that an optimizer step sees; where a batch is of completions, the prompts."""
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(rows // (getattr(args, "num_generations", None) or 1))
 
 
 def _step_of_adapter(args: TrainingArguments, state: TrainerState) -> int | None:

@@ -213,7 +213,7 @@ def _step_sizes(args: Any, examples: int, processes: int, *, samples: bool) -> t
     if samples:
         prompts = batch * args.steps_per_generation // args.num_generations
         passes = examples // prompts * args.num_iterations * args.steps_per_generation
-        each_step = max(1, each_step // (args.num_generations * args.num_iterations))
+        each_step //= args.num_generations
     return each_step, max(1, ceil(passes / accumulation))
 
 
