@@ -38,7 +38,8 @@ def main(folder: str, model_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct", s
         model=model,
         args=DPOConfig(
             folder, max_steps=steps, learning_rate=5e-5, per_device_train_batch_size=2, max_length=96, logging_steps=5,
-            save_strategy="no", report_to="none", bf16=False, use_cpu=p.hardware.kind == "cpu", seed=0,
+            save_strategy="no", report_to="none", bf16=False, activation_checkpointing=False,
+            use_cpu=p.hardware.kind == "cpu", seed=0,
         ),
         train_dataset=preferences(),
         processing_class=AutoTokenizer.from_pretrained(base.path),
