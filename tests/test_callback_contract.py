@@ -242,6 +242,7 @@ def test_two_processes_end_with_the_same_adapter_and_only_one_writes(two: Path, 
     assert kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [6, 9])
 def test_two_processes_that_are_resumed_end_in_the_same_bytes(two: Path, tiny_model: Path, tmp_path: Path, step: int):
     shutil.copytree(two / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")

@@ -84,6 +84,7 @@ def test_two_processes_leave_one_folder_one_log_and_one_result(whole_run):
     assert len([*(folder / "checkpoints" / "checkpoint-24").glob("rng_state_*.pth")]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_run_of_which_one_process_is_killed_goes_on_to_the_same_bytes(long_recipe: Path, whole_run, victim: int):
     folder = Path(load_recipe(long_recipe).output_dir)
@@ -106,7 +107,8 @@ def test_a_run_of_which_one_process_is_killed_goes_on_to_the_same_bytes(long_rec
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_what_ends_the_launcher_ends_every_process(long_recipe: Path, how: signal.Signals):
     folder = Path(load_recipe(long_recipe).output_dir)
-    process = subprocess.Popen(train(long_recipe, "--launch", "ddp2"), stderr=subprocess.PIPE, text=True)
+    endless = train(long_recipe, "training.max_steps=100000", "--launch", "ddp2")
+    process = subprocess.Popen(endless, stderr=subprocess.PIPE, text=True)
     until(lambda: (folder / "checkpoints" / "checkpoint-2").exists() or process.poll() is not None)
     both = below(process.pid)
     assert len(both) == 2
