@@ -172,7 +172,7 @@ def test_an_adapter_whose_rows_are_no_texts_is_evaluated_on_given_ones_or_refuse
     done = run_recipe(replace(recipe_of(trainer), samples=0), lambda line: None)
     texts = write_jsonl(tmp_path / "texts.jsonl", rows_for("sft"))
     if trainer == "dpo":
-        with pytest.raises(ConfigError, match="tells no held-out rows to measure on: give some with data="):
+        with pytest.raises(ConfigError, match="tells no rows that it held out: give held-out rows with data="):
             evaluate_adapter(done.folder)
         found = evaluate_adapter(done.folder, data=str(texts)).comparison
         assert found.trained_on is None

@@ -216,7 +216,7 @@ def _rows(subject: Subject, data: str | None, limit: int | None) -> tuple[list[R
         ConfigError: If there are none.
     """
     if subject.held_out is None:
-        raise ConfigError(f"{subject.folder} tells no held-out rows to measure on: give some with data= (--data)")
+        raise ConfigError(f"{subject.folder} tells no rows that it held out: give held-out rows with data= (--data)")
     whole: Any = subject.held_out
     known = subject.facts.data if subject.facts else None
     rows: list[Row] = list(sample_rows(whole, limit))
