@@ -103,9 +103,9 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     folder = gathered.folder
     config = read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
+    own = _text(folder, CARD) if (folder / CARD).is_file() else None
     private = _private_names(gathered, token, frozenset(request.allow))
     _check_weights(folder, stored, config, private)
-    own = _text(folder, CARD) if (folder / CARD).is_file() else None
     changes, facts = _cut(folder, config, private)
     recorded = config.get("base_model_name_or_path")
     said = card_metadata_of(own) if own else {}
