@@ -278,3 +278,11 @@ def test_any_text_as_yaml_raises_only_a_config_error(folder, text):
 def test_wishes_are_the_adapter_s_part():
     recipe = replace(parse_recipe(merged(rank=4, targets=["q_proj"])), dropout=0.0)
     assert (recipe.wishes.rank, recipe.wishes.dropout, recipe.wishes.targets) == (4, 0.0, ("q_proj",))
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "zero3"])
+def test_an_evaluation_at_the_end_is_refused_where_no_process_has_the_whole_model(sharding: str):
+    wanted = MINIMAL | {"evaluate": {"metrics": ["loss"]}}
+    assert validate(wanted) == []
+    (problem,) = validate(wanted | {"sharding": sharding})
+    assert problem.startswith(f"evaluate: under {sharding} no process has the whole model")
