@@ -23,7 +23,8 @@ LAYERS = {
         "presets": "configuration preset explanation arguments launch",
         "cards": "facts fact_keys plain_values comparisons card metadata view usage ownership markdown licences "
         "layer_ranks emissions",
-        "runs": "recipe recipe_rules declared evaluate_choice push_choice trainer_kinds rewards emission trackers",
+        "runs": "recipe recipe_rules declared evaluate_choice push_choice trainer_kinds trainer_rules rewards emission "
+        "trackers",
         "data": "forms",
         "ranks": "events allocation",
         "adapters": "adalora_schedule tensor_names patterns wrapped_parameters factor_shapes",
@@ -59,7 +60,7 @@ LAYERS = {
     4: {
         "": "trainers",
         "callbacks": "*",
-        "runs": "dry_run training building runner full resuming",
+        "runs": "dry_run training building publishing runner full resuming",
         "analysis": "curve subject measure compress",
         "push": "gathering preflight verification push rollbacks queue",
         "sweep": "forecast report sweeper",

@@ -11,7 +11,8 @@ from hf_lora_ext.choices.methods import CONFLICTS
 from hf_lora_ext.choices.run import LORA_RATE
 from hf_lora_ext.data.forms import FORMS
 from hf_lora_ext.runs.recipe import dump_recipe, parse_recipe, validate
-from hf_lora_ext.runs.trainer_kinds import COMMON_FIELDS, TRAINER_KINDS, TRAINERS, kind_arguments
+from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS, kind_arguments
+from hf_lora_ext.runs.trainer_rules import COMMON_FIELDS
 from hf_lora_ext.strict_yaml import read_yaml
 
 MINIMAL = {"model": "me/model", "output_dir": "out/x", "data": {"source": "data.jsonl"}}

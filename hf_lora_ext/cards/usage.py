@@ -95,26 +95,12 @@ def _is_reward_model(facts: Facts) -> bool:
 def _question(facts: Facts, loader: str) -> list[str]:
     """Return the lines that ask: the first held-out example where it is known, else a plain text."""
     first = facts.samples[0].prompt if facts.samples else ""
-    asks_chat = facts.data is not None and facts.data.form == "messages" and not first
     prompt = first if 0 < len(first) <= LONGEST_PROMPT else "Hello"
-    if _is_reward_model(facts):
-        return [
-            "",
-            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt").to(model.device)',
-            "with torch.no_grad():",
-            "    print(model(**inputs).logits[0].item())  # higher is better, for answers to the same prompt",
-        ]
     if loader == _LOADERS["SEQ_CLS"]:
-        return [
-            "",
-            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt").to(model.device)',
-            "with torch.no_grad():",
-            "    best = model(**inputs).logits[0].argmax().item()",
-            "print(base.config.id2label[best])",
-        ]
+        return ["", *_judgement(prompt, facts)]
     if loader != _LOADERS["CAUSAL_LM"]:
         return []
-    if asks_chat:
+    if facts.data is not None and facts.data.form == "messages" and not first:
         ask = [
             'messages = [{"role": "user", "content": "Hello"}]',
             "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
@@ -128,3 +114,16 @@ def _question(facts: Facts, loader: str) -> list[str]:
         "output = model.generate(**inputs, max_new_tokens=40, do_sample=False)",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+
+
+def _judgement(text: str, facts: Facts) -> list[str]:
+    """Return the lines that ask what a text is worth, or which label it has."""
+    if _is_reward_model(facts):
+        answer = ["    print(model(**inputs).logits[0].item())  # higher is better, for answers to the same prompt"]
+    else:
+        answer = [
+            "    best = model(**inputs).logits[0].argmax().item()",
+            "print(base.config.id2label[best])",
+        ]
+    asked = f'inputs = tokenizer({_literal(text)}, return_tensors="pt").to(model.device)'
+    return [asked, "with torch.no_grad():", *answer]

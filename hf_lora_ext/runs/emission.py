@@ -20,7 +20,8 @@ from ..presets.arguments import adapter_arguments, callback_arguments, quantisat
 from ..strict_yaml import dump_yaml
 from .recipe import parse_recipe
 from .rewards import MODEL, REWARDS
-from .trainer_kinds import COMMON_FIELDS, kind_arguments, trainer_kind
+from .trainer_kinds import kind_arguments, trainer_kind
+from .trainer_rules import COMMON_FIELDS
 
 if TYPE_CHECKING:
     from ..presets.configuration import Preset

@@ -22,7 +22,8 @@ from .declared import HardwareChoice, hardware_problems
 from .evaluate_choice import EvaluateChoice, evaluate_problems
 from .push_choice import PushChoice, push_problems
 from .recipe_rules import FRACTION, FROM_0, FROM_1, SWITCH, TEXT, Rule, find_problems, is_names, is_whole, one_of
-from .trainer_kinds import TRAINERS, Trainer, trainer_problems
+from .trainer_kinds import TRAINERS, Trainer
+from .trainer_rules import trainer_problems
 
 __all__ = [
     "DataChoice",

@@ -27,7 +27,7 @@ from ..presets.configuration import Preset
 from .building import check_model
 from .evaluate_choice import EvaluateChoice
 from .processes import by_first, find_processes, first_then_others
-from .push_choice import PushChoice
+from .publishing import check_push, publish, pushing_on_the_way
 from .recipe import Recipe, dump_recipe
 from .recipe_plan import check_launched, preset_here
 from .rewards import MODEL, reward_columns
@@ -91,7 +91,7 @@ def run_recipe(
     if recipe.evaluate is not None:
         _check_evaluation(recipe.evaluate)
     if (push := recipe.push) is not None:
-        by_first(lambda: _check_push(push, say))
+        by_first(lambda: check_push(push, say))
     say(f"data     {recipe.data.source}")
     columns = reward_columns(recipe.rewards or ())
     examples = first_then_others(lambda: load_examples(recipe.data, kind.forms, columns))
@@ -161,25 +161,14 @@ def _train(
     say: Say,
     more: Sequence[TrainerCallback],
 ) -> RunResult:
-    from ..callbacks import EvaluateAtEnd, FactsCallback, ResourceCallback, TrainLog
     from .resuming import train
     from .sharded import is_sharded, save_sharded
 
-    kind = trainer_kind(recipe.trainer)
     checkpoint = by_first(lambda: checkpoint_to_resume(folder.checkpoints, find_processes().size))
     settings = trainer_settings(recipe, resuming=checkpoint is not None)
     args = chosen.training_config(recipe.trainer, str(folder.checkpoints), **settings)
-    gather = FactsCallback(
-        path=folder.facts,
-        data=examples.facts,
-        base_model=_sized(base, chosen),
-        recipe=_portable_recipe(recipe),
-        method=recipe.trainer,
-    )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
-    plan = None if kind.has_rewards else chosen.found  # completions being generated are not planned
-    watch = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=plan)]
-    callbacks = [*watch, EvaluateAtEnd(), gather, TrainLog(folder.log), *_pushing(recipe.push, say), *more]
+    callbacks = [*_callbacks(recipe, folder, examples, base, chosen), *pushing_on_the_way(recipe.push, say), *more]
     trainer = _build(recipe, chosen, base, examples, args, callbacks)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
@@ -188,6 +177,25 @@ def _train(
     if is_sharded(trainer):
         save_sharded(trainer, folder.root)
     return by_first(lambda: _ended(recipe, folder, trainer, examples, checkpoint, say))
+
+
+def _callbacks(
+    recipe: Recipe, folder: RunFolder, examples: Examples, base: BaseModel, chosen: Preset
+) -> list[TrainerCallback]:
+    """Return what watches a run and tells of it, in the order in which it must see things."""
+    from ..callbacks import EvaluateAtEnd, FactsCallback, ResourceCallback, TrainLog
+
+    gather = FactsCallback(
+        path=folder.facts,
+        data=examples.facts,
+        base_model=_sized(base, chosen),
+        recipe=_portable_recipe(recipe),
+        method=recipe.trainer,
+    )
+    # Completions being generated are not planned.
+    plan = None if trainer_kind(recipe.trainer).has_rewards else chosen.found
+    watching = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=plan)]
+    return [*watching, EvaluateAtEnd(), gather, TrainLog(folder.log)]
 
 
 def _ended(
@@ -206,11 +214,8 @@ def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCall
     """
     from ..callbacks import OverfitCallback
 
-    if (
-        "loss" in trainer_kind(recipe.trainer).untold
-        or recipe.overfitting == "ignore"
-        or (recipe.overfitting is None and overfitting_risk(examples) is None)
-    ):
+    unasked = recipe.overfitting is None and overfitting_risk(examples) is None
+    if unasked or recipe.overfitting == "ignore" or "loss" in trainer_kind(recipe.trainer).untold:
         return []
     return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
 
@@ -222,42 +227,14 @@ def _check_evaluation(evaluate: EvaluateChoice) -> None:
     check_installed(evaluate.metrics)
 
 
-def _check_push(push: PushChoice, say: Say) -> None:
-    """Ask the Hub for access before anything is loaded; the rest is found out when the adapter is there."""
-    from ..hub.failures import HubAway
-    from ..push.push import check_access
-
-    try:
-        say(f"push     {check_access(push.repo, private=push.private)}, when the run is finished")
-    except HubAway as away:
-        say(f"push     {push.repo}: nothing could be checked: {away}")
-
-
-def _pushing(push: PushChoice | None, say: Say) -> list[TrainerCallback]:
-    """Return the callback that checks the rest and pushes on the way."""
-    from ..callbacks import PushOnTheWay
-
-    if push is None:
-        return []
-    return [PushOnTheWay(push.repo, every_saves=push.every_saves, tag=push.tag, say=say, **push.arguments)]
-
-
 def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
     """Push a finished run, if its recipe says so; it stays finished whatever the Hub does."""
-    from ..hub import without_bars
-    from ..push.push import push_adapter
-
-    push = recipe.push
-    if push is None:
+    if recipe.push is None:
         return result
     try:
-        with without_bars():
-            pushed = push_adapter(
-                result.folder, push.repo, tag=push.tag, say=lambda step: say(f"push     {step}"), **push.arguments
-            )
+        return replace(result, push=publish(recipe.push, result.folder, say))
     except LoraExtError as error:
         return replace(result, push_problem=f"{result.folder} is finished, and was not pushed: {error}")
-    return replace(result, push=pushed)
 
 
 def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:

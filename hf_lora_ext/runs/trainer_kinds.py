@@ -1,7 +1,7 @@
-"""The trainers that a recipe can name: what each takes, what may be set, what it measures, what does not go with it.
+"""The trainers that a recipe can name: what each takes, what may be set, what it measures.
 
-Pure, and the one place for it. What excludes a trainer otherwise (`trainer dpo` and `init pissa`) is a row of
-`choices.methods.CONFLICTS`, where all refusals of combinations are.
+Pure, and the one place for it. What does not go with a trainer is a row of `choices.methods.CONFLICTS` (`trainer dpo`
+and `init pissa`), or is told by `trainer_rules`.
 """
 
 from __future__ import annotations
@@ -21,60 +21,26 @@ from .recipe_rules import (
     SWITCH,
     TEXT,
     Rule,
-    find_problems,
     is_names,
     is_number,
     is_whole,
     one_of,
 )
-from .rewards import reward_problems
-from .trackers import TRACKERS, trackers_in
 
 __all__ = [
-    "COMMON_FIELDS",
     "TRAINERS",
     "TRAINER_KINDS",
-    "TRAINING_FIELDS",
     "Trainer",
     "TrainerKind",
     "config_fields",
     "kind_arguments",
     "trainer_kind",
-    "trainer_problems",
 ]
 
 Trainer = Literal["sft", "dpo", "kto", "reward", "grpo", "rloo", "classification", "seq2seq"]
 TRAINERS: Final[tuple[Trainer, ...]] = get_args(Trainer)
 
-COMMON_FIELDS: Final[Mapping[str, Rule]] = {
-    "activation_checkpointing": SWITCH,
-    "bf16": SWITCH,
-    "dataloader_num_workers": FROM_0,
-    "eval_steps": FROM_1,
-    "fp16": SWITCH,
-    "gradient_accumulation_steps": FROM_1,
-    "learning_rate": POSITIVE,
-    "logging_steps": FROM_1,
-    "lr_scheduler_type": TEXT,
-    "max_grad_norm": NOT_NEGATIVE,
-    "max_steps": FROM_1,
-    "neftune_noise_alpha": POSITIVE,
-    "num_train_epochs": POSITIVE,
-    "optim": TEXT,
-    "per_device_eval_batch_size": FROM_1,
-    "per_device_train_batch_size": FROM_1,
-    "report_to": Rule(
-        lambda v: (isinstance(v, str) or is_names(v)) and set(trackers_in(v)) <= set(TRACKERS),
-        f"{', '.join(TRACKERS)}, a list of them, or none",
-    ),
-    "save_steps": FROM_1,
-    "save_total_limit": FROM_1,
-    "use_cpu": SWITCH,
-    "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-}
-"""Fields of transformers' TrainingArguments that a recipe may set under every trainer."""
-_SHARE: Final = Rule(lambda v: is_number(v, 0, 1.0000001), "a number from 0 to 1")
+_SHARE: Final = Rule(lambda v: is_number(v, 0) and v <= 1, "a number from 0 to 1")
 _PAIR_SIZE: Final = Rule(lambda v: is_whole(v, 2), "a whole number from 2")
 _LOSSES: Final = Rule(lambda v: (isinstance(v, str) and bool(v)) or is_names(v), "a loss of TRL, or a list of them")
 _NUMBERS: Final = Rule(
@@ -122,6 +88,8 @@ class TrainerKind:
     """Peak rate of a plain LoRA; None for the preset's, which is SFT's."""
     source: str = ""
     """Where that rate is from."""
+    least: int = 1
+    """Examples that a batch needs."""
     rows: int = 1
     """Sequences that pass the model for one example, which share the memory that a preset plans for one."""
     measured: tuple[str, ...] = ("loss",)
@@ -194,12 +162,13 @@ TRAINER_KINDS: Final[Mapping[str, TrainerKind]] = {
             "disable_dropout": SWITCH,
             "loss_type": one_of("kto", "apo_zero_unpaired"),
             "max_length": FROM_1,
-            "per_device_train_batch_size": _PAIR_SIZE,  # its KL term pairs a prompt with its neighbour's completion
+            "per_device_train_batch_size": _PAIR_SIZE,
             "precompute_ref_log_probs": SWITCH,
             "undesirable_weight": NOT_NEGATIVE,
         },
         learning_rate=5e-6,
         source=f"5e-7 in trl/scripts/kto.py; {_TEN_TIMES}",
+        least=2,  # its KL term pairs a prompt with its neighbour's completion
         measured=("rewards/margins", "loss"),
         answers=True,
     ),
@@ -271,8 +240,6 @@ TRAINER_KINDS: Final[Mapping[str, TrainerKind]] = {
     ),
 }
 """Name in a recipe → what it is."""
-TRAINING_FIELDS: Final = frozenset(COMMON_FIELDS).union(*(kind.fields for kind in TRAINER_KINDS.values()))
-"""Every field that a recipe may set under some trainer."""
 
 
 def trainer_kind(name: str) -> TrainerKind:
@@ -297,9 +264,7 @@ def kind_arguments(name: Trainer, of_sft: Mapping[str, Any], overrides: Mapping[
     kind, given = TRAINER_KINDS[name], dict(of_sft)
     given["learning_rate"] = kind.fitted_rate(given["learning_rate"], LORA_RATE)
     micro, accumulation = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
-    shared = min(kind.rows, micro)
-    least = 2 if name == "kto" else 1  # its KL term pairs a prompt with its neighbour's completion
-    fitted = max(least, micro // shared)
+    fitted = max(kind.least, micro // kind.rows)
     given["per_device_train_batch_size"] = given["per_device_eval_batch_size"] = fitted
     given["gradient_accumulation_steps"] = max(1, micro * accumulation // fitted)
     if kind.generations is not None:
@@ -315,59 +280,3 @@ def config_fields(name: Trainer, training: Mapping[str, Any]) -> dict[str, Any]:
     """
     ours = () if TRAINER_KINDS[name].is_trl else ("max_length",)
     return {field: value for field, value in training.items() if field not in ours}
-
-
-def trainer_problems(raw: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with a raw recipe's training section, rewards and measurements under its trainer."""
-    name = raw.get("trainer", "sft")
-    if name not in TRAINER_KINDS:
-        return []  # the rule for `trainer` says so, and nothing else can be told
-    found = _field_problems(raw.get("training"), name) + _reward_problems(raw.get("rewards"), name)
-    return found + _measuring_problems(raw, name)
-
-
-def _field_problems(training: Any, name: Trainer) -> list[str]:
-    if not isinstance(training, Mapping):
-        return []
-    rules = {**COMMON_FIELDS, **TRAINER_KINDS[name].fields}
-    elsewhere = {key: _takers(key) for key in training if key in TRAINING_FIELDS - rules.keys()}
-    found = [
-        f"training.{key}: is for trainer {', '.join(takers)}, not {name}; leave it out"
-        for key, takers in elsewhere.items()
-    ]
-    own = {key: value for key, value in training.items() if key not in elsewhere}
-    found += find_problems(own, rules, prefix="training.")
-    if {"max_steps", "num_train_epochs"} <= set(training):
-        found.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
-    if training.get("bf16") and training.get("fp16"):
-        found.append("training.bf16 and training.fp16 exclude each other; remove one")
-    return found
-
-
-def _measuring_problems(raw: Mapping[str, Any], name: Trainer) -> list[str]:
-    """Return why what a recipe wants measured, or watched, cannot be under its trainer."""
-    kind, found = TRAINER_KINDS[name], []
-    if raw.get("evaluate") is not None and name != "sft":
-        later = f"; run `hf-lora evaluate` on the folder then{'' if name == 'classification' else ', with --data'}"
-        can = kind.task_type == "CAUSAL_LM" or name == "classification"
-        found.append(
-            f"evaluate: measures texts that trainer sft held out, and not what {name} did; leave it out"
-            f"{later if can else ''}"
-        )
-    if "loss" in kind.untold and raw.get("overfitting") not in (None, "ignore"):
-        found.append(f"overfitting: watches the held-out loss, which says nothing under trainer {name}; leave it out")
-    return found
-
-
-def _takers(key: str) -> list[str]:
-    return [name for name, kind in TRAINER_KINDS.items() if key in kind.fields]
-
-
-def _reward_problems(rewards: Any, name: Trainer) -> list[str]:
-    wants = TRAINER_KINDS[name].has_rewards
-    if not wants:
-        takers = ", ".join(other for other, kind in TRAINER_KINDS.items() if kind.has_rewards)
-        return [f"rewards: are for trainer {takers}, not {name}; leave them out"] if rewards is not None else []
-    if rewards is None:
-        return [f"rewards: missing; trainer {name} needed a list, e.g. [{{reward: length, characters: 60}}]"]
-    return reward_problems(rewards) if isinstance(rewards, (list, tuple)) else []

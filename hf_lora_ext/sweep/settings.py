@@ -15,7 +15,8 @@ from typing import Any, Final, Literal
 from ..errors import ConfigError, nearest
 from ..runs.recipe import Recipe, apply_overrides, lay_over, parse_recipe, validate
 from ..runs.recipe_rules import FROM_1, POSITIVE, SWITCH, TEXT, Rule, find_problems, is_number, is_whole, one_of
-from ..runs.trainer_kinds import TRAINER_KINDS, TRAINING_FIELDS
+from ..runs.trainer_kinds import TRAINER_KINDS
+from ..runs.trainer_rules import TRAINING_FIELDS
 from ..strict_yaml import dump_yaml, read_mapping
 from .space import Choices, Point, Range, Space, ends, grid, grid_size, random_points, spoken
 
