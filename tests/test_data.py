@@ -304,6 +304,18 @@ def test_a_preference_becomes_a_good_and_a_bad_completion_on_one_side_of_the_spl
     assert examples.train[:] == load(list(reversed(PREFERRED)), forms=KTO).train[:]
 
 
+@pytest.mark.parametrize(("good", "bad"), [("true", "false"), ("True", "False"), (" TRUE", "FALSE "), ("1", "0")])
+def test_a_judgement_in_a_csv_may_be_spelled_as_json_python_or_a_number(load, good: str, bad: str):
+    lines = [f"{n}?,{n},{(good, bad)[n % 2]}" for n in range(20)]
+    examples = load("\n".join(["prompt,completion,label", *lines]), "data.csv", forms=KTO)
+    assert {row["completion"]: row["label"] for row in together(examples)} == {str(n): n % 2 == 0 for n in range(20)}
+
+
+def test_a_judgement_that_says_neither_is_refused_with_what_is_needed(load):
+    with pytest.raises(ConfigError, match="row 1: label is 'good', needed true or false, or 1 or 0: whether the"):
+        load("prompt,completion,label\na,b,good\nc,d,bad\n", "data.csv", forms=KTO)
+
+
 def test_labels_are_numbered_by_name_and_the_names_kept(load):
     examples = load(NAMED, forms=LABELLED)
     assert examples.labels == ("a", "b")

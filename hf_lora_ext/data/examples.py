@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..cards.facts import DataFacts
 from ..errors import ConfigError, nearest
 from .files import is_data_file, read_data_file
-from .forms import FORMS, TEXT_FORMS, form_of, row_problem
+from .forms import FORMS, TEXT_FORMS, form_of, judgement, row_problem
 from .labels import label_names, numbered
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _mixed(rows: Dataset) -> Dataset:
     single: list[dict[str, Any]] = []
     for row in rows:
         if "completion" in row:
-            single.append(row | {"label": bool(row["label"])})
+            single.append(row | {"label": judgement(row["label"])})
         else:
             pair = {True: row["chosen"], False: row["rejected"]}
             single += [{"prompt": row["prompt"], "completion": said, "label": good} for good, said in pair.items()]

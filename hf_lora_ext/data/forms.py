@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..errors import ConfigError
 
-__all__ = ["COLUMNS", "FORMS", "TEXT_FORMS", "form_of", "row_problem"]
+__all__ = ["COLUMNS", "FORMS", "TEXT_FORMS", "form_of", "judgement", "row_problem"]
 
 FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "prompt-completion": ("prompt", "completion"),
@@ -30,6 +30,8 @@ COLUMNS: Final = frozenset(column for columns in FORMS.values() for column in co
 """Every column that has a meaning here."""
 _LISTS: Final = frozenset({"messages"})
 """Columns that are never plain text."""
+_JUDGEMENTS: Final = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""How a judgement is spelled, in small letters: as JSON and Python do, and as a CSV, which has only text, passes on."""
 
 
 def form_of(columns: Sequence[str], name: str, forms: Sequence[str] = TEXT_FORMS) -> str:
@@ -95,10 +97,19 @@ def _column_problem(row: Mapping[str, Any], column: str, form: str) -> str | Non
     return None if problem is None else f"{column}: {problem}"
 
 
+def judgement(label: Any) -> bool | None:
+    """Return whether a label says that a completion is a good one; None where it says neither.
+
+    >>> judgement("True"), judgement(0), judgement("maybe")
+    (True, False, None)
+    """
+    return _JUDGEMENTS.get(str(label).strip().casefold())
+
+
 def _label_problem(value: Any, form: str) -> str | None:
     if form == "unpaired preference":
-        fits = isinstance(value, bool) or value in (0, 1)
-        return None if fits else f"label is {value!r}, needed true or false: whether the completion is a good one"
+        needed = "true or false, or 1 or 0: whether the completion is a good one"
+        return f"label is {value!r}, needed {needed}" if judgement(value) is None else None
     if isinstance(value, str):
         return None if value.strip() else "label is empty, needed the label's name or number"
     return None if isinstance(value, int) else f"label is {_kind(value)}, needed the label's name or number"
