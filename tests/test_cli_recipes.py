@@ -79,6 +79,8 @@ def test_a_bare_name_is_a_shipped_recipe_and_a_file_is_always_itself(tmp_path: P
         assert recipe_file(path) == Path(path)
     Path("quickstart").write_text("")
     assert recipe_file("quickstart") == Path("quickstart")
+    Path("dpo").mkdir()
+    assert recipe_file("dpo") == shipped_recipe("dpo").file, "a folder is no recipe"
     with pytest.raises(ConfigError, match="no recipe 'sweep_rank' comes with"):
         recipe_file("sweep_rank")
 

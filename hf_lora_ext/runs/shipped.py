@@ -120,12 +120,13 @@ def shipped_recipe(name: str) -> ShippedRecipe:
 def recipe_file(given: str) -> Path:
     """Return the file that `hf-lora train` is given: a file, or where there is none a recipe's bare name.
 
-    A name that could be a path is one, so that a misspelt file is never taken for another recipe.
+    A name that could be a path is one, so that a misspelt file is never taken for another recipe; a folder in the way
+    of a recipe's name, such as the last run's, is none.
     """
     is_bare = not given.endswith((".yaml", ".yml")) and "\\" not in given and not given.startswith((".", "/", "~"))
-    if Path(given).exists() or not is_bare:
-        return Path(given)
-    return shipped_recipe(given).file
+    known = {recipe.name for recipe in shipped_recipes()}
+    taken = Path(given).is_file() or (Path(given).exists() and given not in known)
+    return Path(given) if taken or not is_bare else shipped_recipe(given).file
 
 
 def recipes_page() -> str:
