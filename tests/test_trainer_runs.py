@@ -91,6 +91,15 @@ def test_a_model_that_the_trainer_does_not_train_is_refused_before_it_is_loaded(
             run_recipe(replace(recipe_of(trainer), model=str(model)), lambda line: None)
 
 
+@pytest.mark.parametrize("trainer", [name for name, kind in TRAINER_KINDS.items() if kind.has_rewards])
+def test_fewer_prompts_than_completions_are_generated_for_at_a_time_are_refused(trainer: str, recipe_of):
+    recipe = recipe_of(trainer)
+    recipe = replace(recipe, training=recipe.training | {"steps_per_generation": 40})
+    for look in (dry_run, lambda recipe: run_recipe(recipe, lambda line: None)):
+        with pytest.raises(ConfigError, match=rf"{trainer} generates for 40 prompts at a time, found \d+ to train on"):
+            look(recipe)
+
+
 def test_the_reference_of_preferences_is_the_base_with_the_adapter_off(recipe_of):
     result = run_recipe(recipe_of("dpo"), lambda line: None)
     before, after = (result.facts.evaluation[who] for who in ("base", "adapter"))

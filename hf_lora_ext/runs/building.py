@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from ..presets.configuration import Preset
     from .trainer_kinds import Trainer
 
-__all__ = ["build_trainer", "check_model", "load_adapted", "load_whole", "without_weights"]
+__all__ = [
+    "build_trainer",
+    "check_model",
+    "check_prompts",
+    "load_adapted",
+    "load_whole",
+    "prompts_at_a_time",
+    "without_weights",
+]
 
 _BOTH: Final = "AutoModelForSeq2SeqLM"
 
@@ -77,42 +85,83 @@ def build_trainer(
         rewards: What it is rewarded by, as in a recipe.
 
     Raises:
-        ConfigError: If only the assistant's turns are to count and cannot be told from the others.
+        ConfigError: If only the assistant's turns are to count and cannot be told from the others, or there are too
+            few prompts.
     """
     from transformers import AutoTokenizer, PrinterCallback, set_seed
 
-    kind, args = trainer_kind(trainer), copy.copy(args)
-    tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
-    given: dict[str, Any] = {"processing_class": tokenizer}
-    if kind.is_trl:
-        args.model_init_kwargs = None  # the model is loaded here, with these and more
-        given |= {"train_dataset": examples.train, "eval_dataset": examples.held_out}
-        given["peft_config"] = adapter_config(preset, trainer) if adapted else None
-    if trainer == "sft":
-        args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
+    kind = trainer_kind(trainer)
     if kind.has_rewards:
-        args.reward_weights = [float(reward.get("weight", 1)) for reward in rewards]
-        given["reward_funcs"] = named_rewards([_found(reward) for reward in rewards])
-        names = {column: passed_as(column) for column in reward_columns(rewards)}
-        given |= {part: given[part].rename_columns(names) for part in ("train_dataset", "eval_dataset")}
+        check_prompts(trainer, args, len(examples.train), args.world_size)
+    tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
+    alone = trainer == "sft" and counts_assistant_only(tokenizer, examples.form, assistant_only)
+    args = _settled(args, trainer, alone, rewards)
+    given = _trl_arguments(preset, trainer, examples, rewards, adapted=adapted) if kind.is_trl else {}
     loaded_as = model_kwargs(preset) | ({} if adapted else {"dtype": "float32"})
     set_seed(args.seed)  # a new head is drawn while the model is loaded
     model = _load_base(kind, base, tokenizer, examples, loaded_as)
     set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
-    if not kind.is_trl:
-        given |= _plain_arguments(preset, trainer, model, tokenizer, examples)
-        model = given.pop("model")
+    given |= {"model": model} if kind.is_trl else _plain_arguments(preset, trainer, model, tokenizer, examples)
+    own = method_callbacks(preset) if adapted else []
     built = library_class(kind, kind.trainer)(
-        model=model,
-        args=args,
-        callbacks=[*(method_callbacks(preset) if adapted else []), *callbacks],
-        **given,
+        args=args, processing_class=tokenizer, callbacks=[*own, *callbacks], **given
     )
     if preset.bits is not None:
         _hold_head_as_base_(built.model, loaded_as["dtype"])
     built.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs(preset, args)  # no argument of most of trl's trainers
     built.remove_callback(PrinterCallback)  # our own lines say it
     return built
+
+
+def check_prompts(trainer: Trainer, args: Any, prompts: int, processes: int) -> None:
+    """Raise where there are too few prompts for what learns from its own completions to begin.
+
+    Args:
+        trainer: Its name.
+        args: Its configuration.
+        prompts: Prompts to train on.
+        processes: How many share the work.
+
+    Raises:
+        ConfigError: If there are fewer than completions are generated for at a time.
+    """
+    if prompts >= (needed := prompts_at_a_time(args, processes)):
+        return
+    raise ConfigError(
+        f"trainer {trainer} generates for {needed} prompts at a time, found {prompts} to train on; give more, or lower "
+        f"training.per_device_train_batch_size ({args.per_device_train_batch_size}) or training.steps_per_generation "
+        f"({args.steps_per_generation})"
+    )
+
+
+def prompts_at_a_time(args: Any, processes: int) -> int:
+    """Return for how many prompts TRL generates at a time; fewer, at the end of a pass, are left out."""
+    return int(args.per_device_train_batch_size * processes * args.steps_per_generation // args.num_generations)
+
+
+def _settled(args: Any, trainer: Trainer, assistant_only: bool, rewards: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a copy of a trainer's configuration with what data and rewards settle."""
+    kind, args = trainer_kind(trainer), copy.copy(args)
+    if kind.is_trl:
+        args.model_init_kwargs = None  # the model is loaded here, with these and more
+    if trainer == "sft":
+        args.assistant_only_loss = assistant_only
+    if kind.has_rewards:
+        args.reward_weights = [float(reward.get("weight", 1)) for reward in rewards]
+    return args
+
+
+def _trl_arguments(
+    preset: Preset, trainer: Trainer, examples: Examples, rewards: Sequence[Mapping[str, Any]], *, adapted: bool
+) -> dict[str, Any]:
+    """Return what TRL's trainers are given beside the model, which they adapt themselves."""
+    parts = {"train_dataset": examples.train, "eval_dataset": examples.held_out}
+    adapter = {"peft_config": adapter_config(preset, trainer) if adapted else None}
+    if not rewards:
+        return parts | adapter
+    names = {column: passed_as(column) for column in reward_columns(rewards)}
+    renamed = {name: part.rename_columns(names) for name, part in parts.items()}
+    return renamed | adapter | {"reward_funcs": named_rewards([_found(reward) for reward in rewards])}
 
 
 def _load_base(

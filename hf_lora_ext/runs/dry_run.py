@@ -16,7 +16,7 @@ from ..data.tokens import IGNORED, TokenExample, encode_examples
 from ..errors import ConfigError
 from ..models.base_models import BaseModel, find_base_model
 from ..presets.configuration import Preset
-from .building import check_model, without_weights
+from .building import check_model, check_prompts, prompts_at_a_time, without_weights
 from .recipe import Recipe
 from .recipe_plan import MemoryNeed, declared_preset, memory_need, preset_here
 from .rewards import reward_columns
@@ -145,6 +145,8 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     fields = config_fields(recipe.trainer, recipe.training)
     args = training_config(chosen, recipe.trainer, recipe.output_dir, **fields)
+    if kind.has_rewards:
+        check_prompts(recipe.trainer, args, len(examples.train), processes)
     each_step, per_epoch = _step_sizes(args, len(examples.train), processes, samples=kind.has_rewards)
     trained, at_start = _trained(chosen, base, recipe.trainer, examples.labels)
     tokens, counted, batch = _tokens(recipe, examples, tokenizer, args)
@@ -211,8 +213,7 @@ def _step_sizes(args: Any, examples: int, processes: int, *, samples: bool) -> t
     batch, accumulation = args.per_device_train_batch_size * processes, args.gradient_accumulation_steps
     each_step, passes = batch * accumulation, ceil(examples / batch)
     if samples:
-        prompts = batch * args.steps_per_generation // args.num_generations
-        passes = examples // prompts * args.num_iterations * args.steps_per_generation
+        passes = examples // prompts_at_a_time(args, processes) * args.num_iterations * args.steps_per_generation
         each_step //= args.num_generations
     return each_step, max(1, ceil(passes / accumulation))
 
