@@ -58,7 +58,7 @@ def _figure(size: tuple[float, float], title: str | None = None) -> Figure:
 
 def _dress(axes: Axes, title: str, points: int = 10) -> None:
     """Give a plot of lines its title, in letters of so many points, a faint grid, and no box around it."""
-    axes.set_title(title, fontsize=points, loc="left")
+    axes.set_title(title, fontsize=points, loc="left", wrap=True)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -78,26 +78,28 @@ def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str, la
     """
     figure = _figure((7, 4))
     axes = figure.add_subplot()
+    ends = []
     for start, name, color, marker in (("", "training", "#8aa4c8", ""), ("eval_", "held out", ACCENT, "o")):
         keys = (f"{start}loss", f"{start}reward")
         points = [(row["step"], row[key]) for row in history for key in keys if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=name, color=color, marker=marker, markersize=5)
-            step, loss = points[-1]
-            axes.annotate(
-                f"{loss:.2f}",
-                (step, loss),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            ends.append(points[-1])
+    _tell_ends(axes, ends)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.set(xlabel="optimizer step", ylabel=label)
     _dress(axes, title)
     axes.margins(x=0.06)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     _save(figure, path)
+
+
+def _tell_ends(axes: Axes, ends: Sequence[tuple[float, float]]) -> None:
+    """Write the value beside the end of each line, so that two that end near each other can be read."""
+    for place, end in enumerate(sorted(ends, key=lambda point: point[1])):
+        beside = "center" if len(ends) == 1 else ("top", "bottom")[place]
+        axes.annotate(f"{end[1]:.3g}", end, xytext=(4, 0), textcoords="offset points", va=beside, fontsize=8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from hf_lora_ext.plots import PlotPoint, plot_against
+from hf_lora_ext.plots import PlotPoint, plot_against, plot_loss
 
 
 @pytest.fixture
@@ -45,3 +46,28 @@ def test_a_mark_and_a_level_are_told_in_words(drawn: list[Figure], tmp_path: Pat
     axes = drawn[0].axes[0]
     assert {text.get_text() for text in axes.texts} == {"best", "full fine-tuning"}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["all", "other"]
+
+
+FEW = [
+    {"step": 0, "eval_loss": 0.5},
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "loss": 0.5001},
+    {"step": 2, "eval_loss": 0.5},
+]
+
+
+def test_a_long_title_stays_within_the_picture(drawn: list[Figure], tmp_path: Path):
+    plot_loss(FEW, tmp_path / "loss.png", "a model of some length, " * 8)
+    texts = [text for text in drawn[0].axes[0].get_children() if isinstance(text, Text) and "model" in text.get_text()]
+    assert [text.get_window_extent().x1 <= drawn[0].bbox.x1 for text in texts] == [True]
+
+
+def test_a_run_of_few_steps_has_no_tick_between_two(drawn: list[Figure], tmp_path: Path):
+    plot_loss(FEW, tmp_path / "loss.png", "few")
+    assert all(tick == int(tick) for tick in drawn[0].axes[0].get_xticks())
+
+
+def test_the_values_of_two_lines_that_end_together_do_not_cover_each_other(drawn: list[Figure], tmp_path: Path):
+    plot_loss([{"step": 0, "eval_loss": 2.0}, *FEW[1:]], tmp_path / "loss.png", "near")
+    lower, upper = (text.get_window_extent() for text in drawn[0].axes[0].texts)
+    assert lower.y1 <= upper.y0 + 1
