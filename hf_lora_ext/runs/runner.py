@@ -25,7 +25,6 @@ from ..models.targets import adapter_parameters
 from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
 from .building import check_model
-from .evaluate_choice import EvaluateChoice
 from .processes import by_first, find_processes, first_then_others
 from .publishing import check_push, publish, pushing_on_the_way
 from .recipe import Recipe, dump_recipe
@@ -86,12 +85,7 @@ def run_recipe(
     say = say if here.is_first else _nothing
     if (done := by_first(lambda: _finished(recipe, say))) is not None:
         return done
-    check_launched(recipe.sharding)
-    check_trackers(recipe.training.get("report_to"))
-    if recipe.evaluate is not None:
-        _check_evaluation(recipe.evaluate)
-    if (push := recipe.push) is not None:
-        by_first(lambda: check_push(push, say))
+    _check_surroundings(recipe, say)
     say(f"data     {recipe.data.source}")
     columns = reward_columns(recipe.rewards or ())
     examples = first_then_others(lambda: load_examples(recipe.data, kind.forms, columns))
@@ -115,6 +109,18 @@ def run_recipe(
 
     with _claimed_by_first(recipe, needed_bytes=_disk_needed(chosen)) as folder:
         return _train(recipe, folder, examples, base, chosen, say, [ProgressLines(say, bar, kind.measured), *callbacks])
+
+
+def _check_surroundings(recipe: Recipe, say: Say) -> None:
+    """Find out before anything is read what the run and its end would need: launcher, trackers, metrics, access."""
+    check_launched(recipe.sharding)
+    check_trackers(recipe.training.get("report_to"))
+    if recipe.evaluate is not None:
+        from ..metrics import check_installed
+
+        check_installed(recipe.evaluate.metrics)
+    if (push := recipe.push) is not None:
+        by_first(lambda: check_push(push, say))
 
 
 def _nothing(line: str) -> None:
@@ -218,13 +224,6 @@ def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCall
     if unasked or recipe.overfitting == "ignore" or "loss" in trainer_kind(recipe.trainer).untold:
         return []
     return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
-
-
-def _check_evaluation(evaluate: EvaluateChoice) -> None:
-    """Find out before the training what its end would need."""
-    from ..metrics import check_installed
-
-    check_installed(evaluate.metrics)
 
 
 def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
