@@ -9,6 +9,10 @@ from conftest import PAIRS, write_jsonl
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "hf_lora_ext").rglob("*.md"))]
+in_a_checkout = pytest.mark.skipif(
+    not (ROOT / "hf_lora_ext").is_dir(), reason="beside a wheel there is README.md alone"
+)
 SEVEN_BILLION = "meta-llama/Llama-2-7b-hf"
 
 
@@ -34,3 +38,55 @@ def test_every_module_is_in_the_file_tree_and_every_line_of_the_tree_exists():
     package = Path(hf_lora_ext.__file__).parent
     rooms = {p.name for p in package.iterdir() if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())}
     assert named == rooms - {"__init__.py"}
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@in_a_checkout
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_to_a_file_or_heading_leads_there(page: Path):
+    text = page.read_text(encoding="utf8")
+    links = re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text)
+    for target in (link or image for link, image in links):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path) if path else page
+            assert file.exists(), target
+            assert not anchor or anchor in _anchors(file), target
+
+
+def test_every_reference_of_the_readme_is_defined_and_every_definition_used():
+    used = set(re.findall(r"\]\[(\w+)\]", README))
+    assert used == set(re.findall(r"^\[(\w+)\]: https://", README, flags=re.MULTILINE))
+    assert len(used) > 10
+
+
+@in_a_checkout
+def test_every_method_card_is_reached_from_the_readme():
+    cards = {page.relative_to(ROOT).as_posix() for page in PAGES if page.parent != ROOT}
+    assert cards == {link for link in re.findall(r"\]\((hf_lora_ext/[^)#]+\.md)", README)}
+
+
+@in_a_checkout
+def test_every_public_name_that_a_reader_calls_is_in_the_readme_or_a_method_card():
+    import hf_lora_ext
+
+    text = "".join(page.read_text(encoding="utf8") for page in PAGES)
+    called = {
+        name for name in hf_lora_ext.__all__ if name[0].islower() or name.endswith(("Callback", "Trainer", "Mixin"))
+    }
+    assert {name for name in called if not re.search(rf"\b{name}\b", text)} == set()
+
+
+@in_a_checkout
+def test_the_citation_names_the_version_of_the_package():
+    import tomllib
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf8")
+    assert f"\nversion: {version}\n" in citation
+    assert f"version = {{{version}}}" in README
