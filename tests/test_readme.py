@@ -1,10 +1,11 @@
 """What the README shows runs as pasted, on a small local model in place of the 7B."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, write_jsonl
+from conftest import PAIRS, outcome, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -28,6 +29,26 @@ def test_a_python_block_runs_as_pasted(block: str, tiny_model: Path, tmp_path: P
     if "trainer.train()" in block:
         assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
         assert "More Information Needed" not in (tmp_path / "out" / "README.md").read_text(encoding="utf8")
+
+
+@pytest.mark.slow
+def test_its_commands_run_one_after_the_other(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A newcomer's first hour, on a small model and three steps; the push stops where a token is needed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    write_jsonl(tmp_path / "mine.jsonl", PAIRS)
+    commands = [line.partition(" # ")[0] for line in re.findall(r"^hf-lora (.*)$", README, flags=re.MULTILINE)]
+    assert [command.split()[0] for command in commands][-1] == "push"
+    for command in commands:
+        small = [f"model={tiny_model}", "training.max_steps=3"] if command.startswith("train") else []
+        code, _, err = outcome(capsys, *shlex.split(command), *small)
+        if command.startswith("push"):
+            assert (code, "hf auth login" in err) == (2, True), err
+            assert re.search(r"again: `hf-lora push .* --dry-run`", err)
+        else:
+            assert code == 0, f"{command}: {err}"
 
 
 def test_every_module_is_in_the_file_tree_and_every_line_of_the_tree_exists():
