@@ -46,6 +46,23 @@ def test_a_command_that_is_misspelt_is_one_line_that_points_to_the_help(capsys, 
     assert "--help`" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trian", "quickstart"], "no command 'trian'; did you mean `train`?"),
+        (["plan", "7B", "--gpu", "24GB"], "'24GB' is not a number of GiB; write it without a unit, e.g. 24"),
+        (["plan", "7B", "--host-gib", "much"], "'much' is not a number of GiB"),
+        (["train", "mine.jsonl"], "is a file of examples, needed a recipe; `hf-lora train quickstart data.source="),
+        (["train", "quickstart", "seed", "=", "1"], "write it without spaces around ="),
+        (["init", "qlora7b"], "did you mean `qlora_7b`?; see `hf-lora recipes`"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told_how_to_go_on(capsys, arguments: list[str], told: str):
+    code, out, err = outcome(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert told in err
+
+
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt, 130), (ConfigError("no"), 2)])
 def test_exit_codes_say_how_it_ended(capsys, monkeypatch, raised, code):
     def fail(*args, **kwargs):

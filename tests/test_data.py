@@ -191,6 +191,7 @@ def test_describing_one_dataset_leaves_the_other_unknown():
         ("prompt,completion\na,b\nc,d,e\n", "data.csv", "line 3: found 3 values, needed 2"),
         ("prompt,completion\na,b\nc,\n", "data.csv", "row 2: completion is empty, needed text"),
         ('prompt,completion\na,"b\n', "data.csv", "line 2: not CSV"),
+        ('prompt;completion\na;"b, c"\n', "data.csv", "columns are separated by ';', needed commas"),
         ([{"text": "a"}, {"text": 5}], "data.jsonl", r"column text mixes kinds \(str in row 1, number in row 2\)"),
         ([{"text": 4}, {"text": 5}], "data.jsonl", "row 1: text is of type int, needed text"),
         ([*TEXTS, {"text": " "}], "data.jsonl", "row 61: text is empty, needed text; fix or remove the row"),

@@ -46,7 +46,8 @@ def leak(family: str, attention: str) -> float:
 def test_packed_examples_see_each_other_exactly_in_the_families_where_packing_is_refused(family: str):
     kernels = ["eager"] if family in EAGER_ONLY else ["eager", "sdpa"]
     for attention in kernels:
-        assert (leak(family, attention) < 1e-4) == (family in KEPT_APART), attention
+        kept = leak(family, attention) < 1e-4
+        assert kept == (family in KEPT_APART), f"{attention}: it belongs to {'KEPT_APART' if kept else 'SEEN_TO_LEAK'}"
     assert (family in SEEN_TO_LEAK) == (family not in KEPT_APART)
 
 

@@ -12,7 +12,7 @@ from hf_lora_ext.choices.wishes import LoraWishes
 from hf_lora_ext.hardware import Hardware
 from hf_lora_ext.models.families import shape_from_config
 from hf_lora_ext.models.sizes import ModelShape
-from hf_lora_ext.models.targets import adapter_parameters, token_layers
+from hf_lora_ext.models.targets import adapter_parameters, check_targets, rank_warnings, token_layers
 from hf_lora_ext.presets.preset import decide
 
 CPU = Hardware(kind="cpu")
@@ -260,3 +260,25 @@ def test_what_the_model_does_not_have_is_refused_with_what_to_do():
         preset("7B", experts=True)
     with pytest.raises(ConfigError, match=r"new_tokens needs to know .*; give a model's folder"):
         decide(ModelShape(parameters=7 * 10**9, source="the size key 7B"), CPU, wishes=LoraWishes(new_tokens=(5,)))
+
+
+DENSE = shape_from_config(SMALL | {"model_type": "llama"})
+
+
+@pytest.mark.parametrize("names", [("q_proj", "vproj"), ("model.layers.0.self_attn.q_prj",)])
+def test_a_misspelt_target_is_refused_with_the_layer_that_was_meant(names: tuple[str, ...]):
+    with pytest.raises(ConfigError, match=r"no layer 'vproj'; did you mean `v_proj`|'q_prj'; did you mean `q_proj`"):
+        check_targets(DENSE, names)
+
+
+@pytest.mark.parametrize("names", [None, "all-linear", ("q_proj", "lm_head"), ("embed_tokens",), ("in_proj", "score")])
+def test_a_target_that_is_there_or_resembles_no_layer_passes(names):
+    check_targets(DENSE, names)
+    check_targets(ModelShape(parameters=7_000_000_000, source="a size key"), ("vproj",))
+
+
+def test_a_rank_above_every_layers_smaller_side_is_warned_of():
+    assert rank_warnings(DENSE, 32) == ()
+    assert "more than 32 directions" in rank_warnings(DENSE, 33)[0].why
+    assert [warning.name for warning in decide(DENSE, CPU, wishes=LoraWishes(rank=64)).warnings] == ["rank too high"]
+    assert rank_warnings(ModelShape(parameters=7_000_000_000, source="a size key"), 10_000) == ()

@@ -180,10 +180,12 @@ def _find(adapter: Path) -> tuple[Path, dict[str, Any]]:
     if not (adapter / WEIGHTS).is_file():
         pickles = sorted(file for file in adapter.glob("adapter_model*") if file.suffix in PICKLES)
         found = sorted(file.name for file in adapter.iterdir())[:5]
+        if pickles:
+            raise AdapterError(pickle_refusal(pickles[0].name))
+        if (adapter / "config.json").is_file():
+            raise AdapterError(f"{adapter} is a whole model, with no adapter in it; give the folder of an adapter")
         raise AdapterError(
-            pickle_refusal(pickles[0].name)
-            if pickles
-            else f"{adapter} holds no {WEIGHTS} (found: {', '.join(found) or 'nothing'}); give the folder that "
+            f"{adapter} holds no {WEIGHTS} (found: {', '.join(found) or 'nothing'}); give the folder that "
             "save_pretrained wrote, or a .safetensors file"
         )
     if not (adapter / CONFIG).is_file():

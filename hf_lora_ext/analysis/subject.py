@@ -174,7 +174,8 @@ def _config(folder: Path) -> dict[str, Any]:
 
     file = folder / "adapter_config.json"
     if not file.is_file():
-        raise AdapterError(f"{folder} holds no adapter_config.json; give the folder of a trained adapter")
+        whole = ": it is a whole model" if (folder / "config.json").is_file() else ""
+        raise AdapterError(f"{folder} holds no adapter_config.json{whole}; give the folder of a trained adapter")
     return read_config(file)
 
 

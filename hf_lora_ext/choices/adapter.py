@@ -112,7 +112,7 @@ def _band_rank(shape: ModelShape) -> Choice:
 
 
 def _alpha(method: Method, rank: int) -> Choice:
-    if method == "rslora":
+    if "rslora" in METHOD_FACTS[method].features:
         why = "the same at every rank: the update is scaled by alpha / sqrt(rank)"
         return Choice(name="alpha", value=16, why=why, source=RSLORA)
     if method == "adalora":

@@ -66,6 +66,16 @@ class _Verbs(click.Group):
         command: click.Command = import_module(f".{name}", __name__).command
         return command
 
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb's command; where there is none of that name, say which is nearest."""
+        from ..errors import nearest
+
+        if arguments[0] not in VERBS and not arguments[0].startswith("-"):
+            context.fail(f"no command {arguments[0]!r}; {nearest(arguments[0], VERBS)}")
+        return super().resolve_command(context, arguments)
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))

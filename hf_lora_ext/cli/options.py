@@ -27,6 +27,19 @@ def _rank(context: click.Context, parameter: click.Parameter, value: str | None)
         raise click.BadParameter(f"{value!r} is neither a whole number nor auto") from error
 
 
+class _Gib(click.ParamType[float]):
+    """A number of GiB."""
+
+    name = "float"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        """Return the number."""
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of GiB; write it without a unit, e.g. 24", parameter, context)
+
+
 def _words(words: tuple[str, ...]) -> str:
     return f"[{'|'.join(words)}]"
 
@@ -53,10 +66,10 @@ _OPTIONS: Final = (
     click.option("--task", metavar=_words(TASKS), help="What is learned, for --rank auto."),
     click.option("--examples", type=int, help="Training examples, for --rank auto."),
     click.option("--tokens", type=int, help="Training tokens that the loss counts, for --rank auto."),
-    click.option("--gpu", "gpu_memory_gib", type=float, help="GiB of one GPU; else what is found here."),
+    click.option("--gpu", "gpu_memory_gib", type=_Gib(), help="GiB of one GPU; else what is found here."),
     click.option("--gpus", type=int, help="Number of such GPUs in one machine."),
     click.option("--machines", type=int, help="Number of such machines."),
-    click.option("--host-gib", type=float, help="GiB of one machine's host memory, which the plan then fits too."),
+    click.option("--host-gib", type=_Gib(), help="GiB of one machine's host memory, which the plan then fits too."),
 )
 """All but the method, whose names differ between the verbs."""
 _SPOKEN: Final = {"gpu_memory_gib": "--gpu", "max_length": "--seq", "host_gib": "--host-gib"}

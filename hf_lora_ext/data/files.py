@@ -94,6 +94,7 @@ def _read_csv(file: Path) -> list[Row]:
         reader = csv.reader(lines, strict=True)
         try:
             header = next(reader, [])
+            _check_commas(header, file)
             rows = []
             for values in reader:
                 if values and len(values) != len(header):
@@ -105,6 +106,13 @@ def _read_csv(file: Path) -> list[Row]:
         except csv.Error as error:
             raise ConfigError(f"data {file}, line {reader.line_num}: not CSV ({error}); fix or remove it") from error
     return rows
+
+
+def _check_commas(header: list[str], file: Path) -> None:
+    """Refuse what spreadsheets write where the comma is the decimal sign."""
+    other = next((mark for mark in (";", "\t", "|") if len(header) == 1 and mark in header[0]), None)
+    if other is not None:
+        raise ConfigError(f"data {file}: columns are separated by {other!r}, needed commas; save it with commas")
 
 
 def _read_parquet(file: Path) -> Dataset:

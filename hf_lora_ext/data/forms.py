@@ -49,12 +49,18 @@ def form_of(columns: Sequence[str], name: str, forms: Sequence[str] = TEXT_FORMS
         if set(FORMS[form]) <= set(columns):
             return form
     needed = ", or ".join(_listed(FORMS[form]) for form in forms)
-    first = FORMS[forms[0]]
-    example = ", ".join(f"{ours}: your_{ours}" for ours in first)
     raise ConfigError(
         f"data {name} has columns {', '.join(columns)}; needed {needed}. "
-        f"Name yours in the recipe, e.g. data.columns: {{{example}}}"
+        f"Rename them, or say in a recipe which is which: data.columns: {{{_example(columns, FORMS[forms[0]])}}}"
     )
+
+
+def _example(columns: Sequence[str], needed: Sequence[str]) -> str:
+    """Return what a recipe could say: of the user's own columns in their order, where there are as many as needed."""
+    strange = [column for column in columns if column not in needed]
+    missing = [ours for ours in needed if ours not in columns]
+    theirs = strange if len(strange) == len(missing) else [f"your_{ours}" for ours in missing]
+    return ", ".join(f"{ours}: {column}" for ours, column in zip(missing, theirs, strict=True))
 
 
 def _listed(columns: Sequence[str]) -> str:

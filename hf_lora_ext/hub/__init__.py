@@ -153,7 +153,8 @@ def download_files(
                 got = hf_hub_download(name, file, revision=revision, token=token, local_files_only=cached)
         except errors.LocalEntryNotFoundError as error:
             raise ConfigError(
-                f"the Hub is out of reach, and {file} of {name} is not in its cache; try again later"
+                f"{name} is no folder here; as a Hub id, the Hub is out of reach and its cache has no {file} of it; "
+                "check the path, or try again later"
             ) from error
         revision = Path(got).parent.name  # the cache's folder of a commit, whatever the branch is at by now
     return Path(got).parent

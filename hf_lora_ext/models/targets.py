@@ -7,6 +7,7 @@ MLP of these names can be reached as a parameter only.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from ..decisions import QLORA, WITHOUT_REGRET, Choice
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
     from .sizes import LinearLayer, ModelShape
 
-__all__ = ["adapter_parameters", "experts_choices", "new_tokens_choice", "targets_choice", "token_layers"]
+__all__ = [
+    "adapter_parameters",
+    "check_targets",
+    "experts_choices",
+    "new_tokens_choice",
+    "rank_warnings",
+    "targets_choice",
+    "token_layers",
+]
 
 PEFT_TARGETS: Final = "counted in peft 0.21"
 
@@ -29,6 +38,9 @@ _EMBEDDINGS: Final = {
     "gpt_neox": ("embed_in", "embed_out"),
 }
 """Family → names of embedding and head, where they are not `embed_tokens` and `lm_head`."""
+
+_MISSPELT: Final = 0.85
+"""How like a layer's name a misspelt one is: `vproj` is `v_proj` (0.91), `in_proj` is not `o_proj` (0.77)."""
 
 
 def targets_choice(shape: ModelShape) -> Choice:
@@ -45,6 +57,34 @@ def _names_beside_routers(shape: ModelShape) -> tuple[str, ...] | None:
     from .families import linear_targets
 
     return linear_targets(shape)
+
+
+def check_targets(shape: ModelShape, targets: str | tuple[str, ...] | None) -> None:
+    """Raise for a name that is nearly, and not quite, one of the model's layers.
+
+    peft complains only where none of the names is there, so that a misspelt one beside right ones adapts less than was
+    asked for. A name that resembles none may be of a layer that is not counted here, and passes.
+
+    Raises:
+        ConfigError: With the name that was meant.
+    """
+    ends = _EMBEDDINGS.get(shape.family or "", ("embed_tokens", "lm_head"))
+    known = {layer.name for layer in shape.linear} | set(ends)
+    for name in targets if isinstance(targets, tuple) and shape.linear else ():
+        last = name.rpartition(".")[2]
+        close = [] if last in known else get_close_matches(last, sorted(known), n=1, cutoff=_MISSPELT)
+        if close:
+            raise ConfigError(f"targets: this model has no layer {last!r}; did you mean `{close[0]}`?")
+
+
+def rank_warnings(shape: ModelShape, rank: int) -> tuple[Choice, ...]:
+    """Return a warning if no linear layer that is adapted by default has so many directions."""
+    sides = (min(layer.in_features, layer.out_features) for layer in shape.linear if layer.is_target)
+    widest = max(sides, default=rank)
+    if rank <= widest:
+        return ()
+    why = f"no update of this model's layers has more than {widest} directions; lower the rank"
+    return (Choice(name="rank too high", value=str(rank), why=why, source="the smaller side of a layer's weight"),)
 
 
 def experts_choices(shape: ModelShape, wished: bool | None, rank: int, bits: int | None) -> tuple[Choice, Choice]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.adalora_schedule import ADALORA_SCHEDULE, ADALORA_SHARES
 from ..choices.adapter import starting_rank
-from ..choices.methods import init_facts
+from ..choices.methods import METHOD_FACTS, init_facts
 from ..errors import ConfigError
 from ..models.targets import token_layers
 
@@ -48,9 +48,10 @@ def adapter_arguments(preset: Preset) -> Call:
         ranks = {"init_r": starting_rank(preset.rank), "target_r": preset.rank}
         return "AdaLoraConfig", {**ranks, **common, **ADALORA_SCHEDULE}
     given = {"r": preset.rank, **common}
-    if preset.method == "rslora":
+    brings = METHOD_FACTS[preset.method].features
+    if "rslora" in brings:
         given["use_rslora"] = True
-    if preset.method in ("dora", "qdora"):
+    if "dora" in brings:
         given["use_dora"] = True
     if preset.init != "default" and not init_facts(preset.init).by_callback:
         given["init_lora_weights"] = preset.init
@@ -64,7 +65,8 @@ def _expert_arguments(preset: Preset) -> dict[str, Any]:
     stacked = {weights.name for weights in preset.shape.expert_weights}
     patterns = [re.escape(name) for name in preset.experts if name in stacked]
     # rsLoRA's alpha is the same at every rank; elsewhere the scale alpha / rank is kept.
-    alpha = preset.alpha if preset.method == "rslora" else preset.alpha * preset.expert_rank / preset.rank
+    has_one_alpha = "rslora" in METHOD_FACTS[preset.method].features
+    alpha = preset.alpha if has_one_alpha else preset.alpha * preset.expert_rank / preset.rank
     return {
         "target_parameters": list(preset.experts),
         "rank_pattern": dict.fromkeys(patterns, preset.expert_rank),

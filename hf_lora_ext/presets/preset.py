@@ -17,6 +17,7 @@ from ..errors import ConfigError
 from ..hardware import Hardware, declared_hardware
 from ..memory.host_memory import host_choice, host_warnings
 from ..models.sizes import ModelShape
+from ..models.targets import check_targets, rank_warnings
 from .configuration import Preset
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def preset(
         check_wishes(method, wishes, lora_config)
         check_run(method, run, hardware, lora_config, wish_features(wishes))
     check_stored(method or "lora", shape)
+    check_targets(shape, wishes.targets)
     advice = _advice(shape, task, examples, tokens) if asks else None
     found = _found_plan(
         hardware, shape=shape, method=method, adapter=wishes, run=run, lora_config=lora_config, advice=advice
@@ -211,7 +213,11 @@ def decide(
         shape=shape,
         hardware=hardware,
         choices=choices,
-        warnings=(*(advice.warnings if advice else ()), *host_warnings(shape, hardware, choices)),
+        warnings=(
+            *(advice.warnings if advice else ()),
+            *(rank_warnings(shape, value["rank"]) if method != "prefix" else ()),
+            *host_warnings(shape, hardware, choices),
+        ),
         found=found,
         own_lora_config=lora_config,
         **value,

@@ -110,7 +110,8 @@ def push_adapter(
             if isinstance(error, UnfitError):  # its title may be what must not be told
                 request = replace(request, message=MESSAGE)
                 again = "push the same object again" if found.model is not None else None
-            raise type(error)(f"{error}\nagain: {again or f'`{request.command(_kept(found, request))}`'}") from error
+            command = request.command(_kept(found, request)) + " --dry-run" * dry_run
+            raise type(error)(f"{error}\nagain: {again or f'`{command}`'}") from error
 
 
 def _kept(found: Gathered, request: PushRequest) -> Path:

@@ -286,7 +286,9 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted.strip():
-            raise ConfigError(f"override {override!r} is not key=value; write e.g. training.max_steps=20")
+            raise ConfigError(
+                f"override {override!r} is not key=value; write it without spaces around =, e.g. training.max_steps=20"
+            )
         where = f"override {override!r}"
         result = lay_over(result, {dotted.strip(): read_yaml(text, where)}, where)
     return result

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from ..data.files import is_data_file
 from ..errors import ConfigError, nearest
 from ..presets.configuration import Preset
 from ..resources import shipped_folder
@@ -113,7 +114,7 @@ def shipped_recipe(name: str) -> ShippedRecipe:
     """
     known = {recipe.name: recipe for recipe in shipped_recipes()}
     if name not in known:
-        raise ConfigError(f"no recipe {name!r} comes with this package; {nearest(name, known)}; `hf-lora recipes`")
+        raise ConfigError(f"no recipe {name!r} comes with this package; {nearest(name, known)}; see `hf-lora recipes`")
     return known[name]
 
 
@@ -122,7 +123,15 @@ def recipe_file(given: str) -> Path:
 
     A name that could be a path is one, so that a misspelt file is never taken for another recipe; a folder in the way
     of a recipe's name, such as the last run's, is none.
+
+    Raises:
+        ConfigError: If no recipe has that name, or it is a file of examples.
     """
+    if is_data_file(given):
+        raise ConfigError(
+            f"{given} is a file of examples, needed a recipe; `hf-lora train quickstart data.source={given} "
+            "output_dir=out/mine` trains on it"
+        )
     is_bare = not given.endswith((".yaml", ".yml")) and "\\" not in given and not given.startswith((".", "/", "~"))
     known = {recipe.name for recipe in shipped_recipes()}
     taken = Path(given).is_file() or (Path(given).exists() and given not in known)
