@@ -26,7 +26,7 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "slow and not gpu and not network"
+	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu and not network"
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

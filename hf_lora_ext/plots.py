@@ -67,20 +67,22 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) -> None:
-    """Draw training and held-out loss over optimizer steps into a PNG.
+def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str, label: str = "loss") -> None:
+    """Draw training and held-out loss, or reward, over optimizer steps into a PNG.
 
     Args:
-        history: Rows of `step` with `loss` (training) or `eval_loss` (held out), in nats per token.
+        history: Rows of `step` with `loss` or `reward` (training), or with `eval_loss` or `eval_reward` (held out).
         path: File to write.
         title: Line above the plot.
+        label: What is drawn, with its unit.
     """
     figure = _figure((7, 4))
     axes = figure.add_subplot()
-    for key, label, color, marker in (("loss", "training", "#8aa4c8", ""), ("eval_loss", "held out", ACCENT, "o")):
-        points = [(row["step"], row[key]) for row in history if key in row]
+    for start, name, color, marker in (("", "training", "#8aa4c8", ""), ("eval_", "held out", ACCENT, "o")):
+        keys = (f"{start}loss", f"{start}reward")
+        points = [(row["step"], row[key]) for row in history for key in keys if key in row]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, color=color, marker=marker, markersize=5)
+            axes.plot(*zip(*points, strict=True), label=name, color=color, marker=marker, markersize=5)
             step, loss = points[-1]
             axes.annotate(
                 f"{loss:.2f}",
@@ -90,7 +92,7 @@ def plot_loss(history: Sequence[Mapping[str, float]], path: Path, title: str) ->
                 va="center",
                 fontsize=8,
             )
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)")
+    axes.set(xlabel="optimizer step", ylabel=label)
     _dress(axes, title)
     axes.margins(x=0.06)
     if axes.get_legend_handles_labels()[0]:

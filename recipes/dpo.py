@@ -1,4 +1,4 @@
-"""Prefer the real docstring of a function to another's: DPO with trl's own DPOTrainer and a preset's adapter.
+"""Prefer the real docstring of a function to another's: DPO with trl's own DPOTrainer and a preset's values.
 
 Hardware: a CPU with two cores and 4 GiB of free memory.
 Command:  python recipes/dpo.py out/dpo
@@ -8,7 +8,7 @@ import sys
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import DPOConfig, DPOTrainer
+from trl import DPOTrainer
 
 from hf_lora_ext import FactsCallback, preset, write_card
 from hf_lora_ext.data.stdlib_docstrings import docstring_examples
@@ -36,9 +36,9 @@ def main(folder: str, model_name: str = "HuggingFaceTB/SmolLM2-135M-Instruct", s
     model.config._name_or_path = base.recorded_name
     trainer = DPOTrainer(
         model=model,
-        args=DPOConfig(
-            folder, max_steps=steps, learning_rate=5e-5, per_device_train_batch_size=2, max_length=96, logging_steps=5,
-            save_strategy="no", report_to="none", bf16=False, use_cpu=p.hardware.kind == "cpu", seed=0,
+        args=p.training_config(
+            "dpo", folder, max_steps=steps, learning_rate=5e-5, per_device_train_batch_size=2, max_length=96,
+            gradient_accumulation_steps=1, logging_steps=5, save_strategy="no", report_to="none", seed=0,
         ),
         train_dataset=preferences(),
         processing_class=AutoTokenizer.from_pretrained(base.path),

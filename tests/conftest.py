@@ -72,6 +72,24 @@ def wide_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_t5(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random T5 of two layers each way, with the tiny model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-t5"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_ff=64, d_kv=8, num_heads=4, num_layers=2, num_decoder_layers=2,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def saved_lora(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random LoRA of the tiny model, as peft saves it."""
     from push_runs import saved_adapter

@@ -83,6 +83,7 @@ def newest_checkpoint(folder: Path) -> int:
     return max((int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*")), default=0)
 
 
+@pytest.mark.slow
 def test_a_recipe_killed_with_signal_9_around_an_event_ends_in_the_same_bytes(tiny_recipe: Path, tmp_path: Path):
     settings = ["adaptive_rank=true", "rank=2", "training.max_steps=12", "training.save_steps=1", "samples=0"]
     whole = hf_lora("train", tiny_recipe, *settings, f"output_dir={tmp_path / 'whole'}")

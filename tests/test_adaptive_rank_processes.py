@@ -88,6 +88,7 @@ def test_one_process_fed_what_two_have_seen_decides_the_same(two: Path, tiny_mod
         assert callback._best(seen, kept["budget"], 0)[1] == kept["ranks"]
 
 
+@pytest.mark.slow
 def test_dora_keeps_a_direction_of_each_layer_so_that_what_is_saved_answers_as_what_was_trained(
     tiny_model: Path, tmp_path: Path
 ):

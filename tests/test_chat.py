@@ -62,15 +62,15 @@ def test_a_recipe_on_messages_counts_the_answers_where_it_can_and_says_what_it_c
 ):
     import shutil
 
-    from hf_lora_ext.runs import training
+    from hf_lora_ext.runs import building
 
     folder = tmp_path / "chat-model"
     shutil.copytree(tiny_model, folder)
     tokenizer_with(template, tiny_model).save_pretrained(folder)
     data = write_jsonl(tmp_path / "chats.jsonl", CHATS)
     built = []
-    build = training.build_trainer
-    monkeypatch.setattr(training, "build_trainer", lambda *given: built.append(build(*given)) or built[-1])
+    build = building.build_trainer
+    monkeypatch.setattr(building, "build_trainer", lambda *a, **k: built.append(build(*a, **k)) or built[-1])
     lines: list[str] = []
     recipe = load_recipe(tiny_recipe, [f"model={folder}", f"data.source={data}", "data.eval_fraction=0.3", "samples=0"])
     result = run_recipe(recipe, lines.append)

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lora_ext.data.examples import _split, describe_dataset, fingerprint, load_examples
+from hf_lora_ext.data.forms import FORMS as ALL_FORMS
+from hf_lora_ext.data.forms import TEXT_FORMS, form_of, row_problem
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.runs.recipe import DataChoice
+from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS
 
 PAIRS = [{"prompt": f"Question {i}?", "completion": f"Answer {i}.", "topic": f"t{i % 7}"} for i in range(60)]
 TEXTS = [{"text": f"Text number {i}."} for i in range(60)]
@@ -31,7 +34,7 @@ def own_cache(monkeypatch, tmp_path_factory):
 def load(tmp_path):
     """Load rows (or raw content) from a file of the given name, with a choice's other fields."""
 
-    def load(rows, name="data.jsonl", **choice):
+    def load(rows, name="data.jsonl", forms=TEXT_FORMS, keep=(), **choice):
         file = tmp_path / name
         if isinstance(rows, (str, bytes)):
             file.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
@@ -41,7 +44,7 @@ def load(tmp_path):
             file.write_text(json.dumps(rows, indent=2), encoding="utf8")
         else:
             getattr(Dataset.from_list(rows), "to_csv" if name.endswith(".csv") else "to_parquet")(file)
-        return load_examples(DataChoice(source=str(file), **choice))
+        return load_examples(DataChoice(source=str(file), **choice), forms, keep)
 
     return load
 
@@ -254,3 +257,79 @@ def test_the_built_in_functions_are_held_out_by_module():
     assert len(examples.train) > 1000
     assert "no `module` is on both sides" in examples.facts.note
     assert "examples over 240 characters were left out" in examples.facts.note
+
+
+# --- the forms of the other trainers -----------------------------------------------------------------------------
+
+KTO, DPO, BY_REWARDS, LABELLED = (TRAINER_KINDS[name].forms for name in ("kto", "dpo", "grpo", "classification"))
+PREFERRED = [{"prompt": f"{n}?", "chosen": f"{n}", "rejected": f"{n + 1}"} for n in range(40)]
+NAMED = [{"text": f"about {n}", "label": ("b", "a")[n % 2]} for n in range(40)]
+
+
+@pytest.mark.parametrize("form", ALL_FORMS)
+def test_a_form_is_told_by_its_columns_whatever_else_is_there(form):
+    assert form_of([*ALL_FORMS[form], "more"], "mine", [form]) == form
+    for column in ALL_FORMS[form]:
+        with pytest.raises(ConfigError, match=r"data mine has columns .*; needed "):
+            form_of([c for c in ALL_FORMS[form] if c != column] or ["other"], "mine", [form])
+
+
+@pytest.mark.parametrize(
+    ("rows", "forms", "message"),
+    [
+        ([{"prompt": "a", "chosen": "b"}] * 2, DPO, "needed prompt, chosen and rejected, or chosen and rejected"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "b"}] * 2, DPO, "row 1: chosen and rejected are the same"),
+        ([{"prompt": "a", "chosen": [USER], "rejected": [USER | {"content": "x"}]}], DPO, "row 1: .*different kinds"),
+        ([{"prompt": "a", "completion": "b", "label": 2}], KTO, "row 1: label is 2, needed true or false"),
+        ([{"text": "a", "label": 0.5}], LABELLED, "row 1: label is of type float, needed the label's name or number"),
+        ([{"text": f"a {n}", "label": "x"} for n in range(9)], LABELLED, "label x to learn, needed two labels or more"),
+        ([{"prompt": "a", "answer": ""}, {"prompt": "b", "answer": "c"}], BY_REWARDS, "row 1: answer is empty"),
+        ([{"prompt": "a"}, {"prompt": "b"}], BY_REWARDS, "no column 'answer', as a reward needs"),
+    ],
+)
+def test_a_row_that_a_trainer_cannot_take_is_refused_with_its_place(load, rows, forms, message):
+    with pytest.raises(ConfigError, match=message):
+        load(rows, forms=forms, keep=["answer"] if forms == BY_REWARDS else [])
+
+
+def test_a_preference_becomes_a_good_and_a_bad_completion_on_one_side_of_the_split(load):
+    examples = load(PREFERRED, forms=KTO)
+    assert examples.form == "unpaired preference"
+    said = [(row["prompt"], row["completion"], row["label"]) for row in together(examples)]
+    wanted = [(row["prompt"], row[name], name == "chosen") for row in PREFERRED for name in ("chosen", "rejected")]
+    assert sorted(said) == sorted(wanted)
+    assert not {row["prompt"] for row in examples.train} & {row["prompt"] for row in examples.held_out}
+    labels = examples.train["label"][:]
+    assert labels != sorted(labels, reverse=True), "KTO reads examples in their order"
+    assert examples.train[:] == load(list(reversed(PREFERRED)), forms=KTO).train[:]
+
+
+def test_labels_are_numbered_by_name_and_the_names_kept(load):
+    examples = load(NAMED, forms=LABELLED)
+    assert examples.labels == ("a", "b")
+    texts = {row["text"]: row["label"] for row in together(examples)}
+    assert texts == {row["text"]: int(row["label"] == "b") for row in NAMED}
+
+
+def test_numbers_as_labels_are_sorted_as_numbers(load):
+    rows = [{"text": f"about {n}", "label": (10, 9)[n % 2]} for n in range(40)]
+    assert load(rows, forms=LABELLED).labels == ("9", "10")
+
+
+def test_a_label_that_is_only_held_out_is_refused(load, tmp_path):
+    held = write_jsonl(tmp_path / "held.jsonl", [{"text": "new", "label": "c"}])
+    with pytest.raises(ConfigError, match="label c is held out and never learned"):
+        load(NAMED, forms=LABELLED, eval_source=str(held))
+
+
+def test_columns_that_rewards_read_are_kept_and_no_other(load):
+    rows = [{"prompt": f"{n}?", "answer": f"{n}", "note": "x"} for n in range(9)]
+    assert load(rows, forms=BY_REWARDS, keep=["answer"]).train.column_names == ["prompt", "answer"]
+
+
+def test_a_right_row_of_every_form_has_no_problem():
+    rows = {**{form: rows[0] for form, rows in FORMS.items()}, "preference": PREFERRED[0], "labelled text": NAMED[0]}
+    rows["implicit preference"] = rows["prompt-only"] = PREFERRED[0]
+    rows["unpaired preference"] = PAIRS[0] | {"label": True}
+    assert set(rows) == set(ALL_FORMS)
+    assert [row_problem(row, form) for form, row in rows.items()] == [None] * len(rows)

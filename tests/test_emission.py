@@ -13,10 +13,12 @@ from conftest import PAIRS, write_jsonl
 
 from hf_lora_ext import ConfigError, preset, run_recipe
 from hf_lora_ext.choices.methods import INITS, METHODS
+from hf_lora_ext.choices.run import LORA_RATE
 from hf_lora_ext.presets.arguments import callback_arguments
 from hf_lora_ext.runs.emission import python_script, recipe_yaml
 from hf_lora_ext.runs.recipe import load_recipe, parse_recipe
 from hf_lora_ext.runs.recipe_plan import preset_for
+from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS, TRAINERS
 from hf_lora_ext.runs.training import method_callbacks
 from hf_lora_ext.strict_yaml import read_yaml
 
@@ -219,3 +221,22 @@ def test_checkpointing_is_named_as_the_installed_transformers_names_it(transform
     script = python_script(p, data="d.jsonl", output_dir="out", transformers=transformers)
     assert f"    {name}=" in script
     assert f"    {name}_kwargs=" in script
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_recipe_is_written_for_every_trainer_with_what_it_is_given_in_the_place_of_sft_s(trainer: str):
+    kind, p = TRAINER_KINDS[trainer], preset("Qwen/Qwen3-8B", gpu_memory_gib=80, ask_hub=False)
+    text = recipe_yaml(p, data="examples.jsonl", output_dir="out", trainer=trainer)
+    recipe = parse_recipe(read_yaml(text, "emitted"))
+    assert recipe.trainer == trainer
+    assert recipe.training["learning_rate"] == kind.fitted_rate(p.learning_rate, LORA_RATE)
+    examples = recipe.training["per_device_train_batch_size"] * recipe.training["gradient_accumulation_steps"]
+    assert examples == p.micro_batch * p.accumulation
+    assert not kind.source or kind.source in " ".join(line.strip(" #") for line in text.splitlines())
+    assert ("packing" in recipe.training) == (trainer == "sft")
+
+
+def test_a_recipe_for_what_the_trainer_refuses_is_not_written(tiny_model: Path):
+    p = preset(str(tiny_model), init="pissa")
+    with pytest.raises(ConfigError, match="trainer dpo does not work with init pissa"):
+        recipe_yaml(p, data="examples.jsonl", output_dir="out", trainer="dpo")

@@ -7,7 +7,7 @@ import torch
 from conftest import write_jsonl
 
 from hf_lora_ext import AdapterError, ConfigError, evaluate_adapter
-from hf_lora_ext.data.labelled import label_indices, read_labelled
+from hf_lora_ext.data.labels import label_indices, read_labelled
 from hf_lora_ext.metrics import load_metric
 
 ROWS = [{"text": "ab" * (n % 5 + 1), "label": n % 3} for n in range(12)]

@@ -32,6 +32,11 @@ def train(recipe: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "hf_lora_ext.cli", "train", str(recipe), *more]
 
 
+def heed_interrupts() -> None:
+    """Let Ctrl-C through to a program, as a terminal does; what a shell starts in its background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def below(pid: int) -> list[psutil.Process]:
     """The processes of the run that a launcher has started, the first one first."""
     return sorted(psutil.Process(pid).children(), key=lambda process: process.create_time())
@@ -84,6 +89,7 @@ def test_two_processes_leave_one_folder_one_log_and_one_result(whole_run):
     assert len([*(folder / "checkpoints" / "checkpoint-24").glob("rng_state_*.pth")]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_run_of_which_one_process_is_killed_goes_on_to_the_same_bytes(long_recipe: Path, whole_run, victim: int):
     folder = Path(load_recipe(long_recipe).output_dir)
@@ -106,12 +112,17 @@ def test_a_run_of_which_one_process_is_killed_goes_on_to_the_same_bytes(long_rec
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_what_ends_the_launcher_ends_every_process(long_recipe: Path, how: signal.Signals):
     folder = Path(load_recipe(long_recipe).output_dir)
-    process = subprocess.Popen(train(long_recipe, "--launch", "ddp2"), stderr=subprocess.PIPE, text=True)
-    until(lambda: (folder / "checkpoints" / "checkpoint-2").exists() or process.poll() is not None)
-    both = below(process.pid)
-    assert len(both) == 2
-    process.send_signal(how)
-    _, said = process.communicate(timeout=120)
+    endless = train(long_recipe, "training.max_steps=100000", "--launch", "ddp2")
+    with subprocess.Popen(endless, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
+        try:
+            until(lambda: (folder / "checkpoints" / "checkpoint-2").exists() or process.poll() is not None)
+            both = below(process.pid)
+            assert len(both) == 2
+            process.send_signal(how)
+            _, said = process.communicate(timeout=60)
+        finally:
+            for one in [*below(process.pid), process] if process.poll() is None else []:
+                one.kill()
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert ("interrupted; the same command again goes on" in said) == (how == signal.SIGINT)
     until(lambda: not [one for one in both if one.is_running() and one.status() != psutil.STATUS_ZOMBIE], 30)

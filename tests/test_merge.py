@@ -202,7 +202,9 @@ def test_a_packed_base_is_refused_with_what_to_give(tiny_model: Path, tmp_path: 
 
 def test_an_adapter_of_a_packed_base_merges_into_the_unquantised_one_and_says_so(tiny_model: Path, tmp_path: Path):
     adapter = random_adapter(tmp_path / "adapter", tiny_model)
-    (adapter / "facts.json").write_text(json.dumps({"quantization": {"bnb_4bit_quant_type": "nf4"}}))
+    (adapter / "facts.json").write_text(
+        json.dumps({"schema_version": 1, "quantization": {"bnb_4bit_quant_type": "nf4"}})
+    )
     done = export_adapter(adapter, "merged", tmp_path / "out")
     assert any("trained on a base in nf4" in note for note in done.notes)
 

@@ -23,6 +23,7 @@ from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.hardware import Hardware
 from hf_lora_ext.models.sizes import ModelShape
 from hf_lora_ext.presets.preset import decide, preset
+from hf_lora_ext.runs.trainer_kinds import TRAINERS
 
 TRAINABLE_INITS = [name for name, init in INITS.items() if not init.refusal]
 CARD = Hardware(kind="cuda", memory_gib=24, has_bfloat16=True, name="A10G")
@@ -158,7 +159,7 @@ def test_a_run_that_is_accepted_holds_no_conflict_and_a_refusal_names_an_alterna
 
 def test_the_table_of_conflicts_is_whole():
     known = {"checkpointing", "packing", "target_parameters", "new_tokens", "dropout", "paged", "loraplus", *SHARDINGS}
-    known.add("adaptive rank")
+    known |= {"adaptive rank", *(f"trainer {name}" for name in TRAINERS)}
     known |= {f"init {name}" for name in INITS} | {f for facts in METHOD_FACTS.values() for f in facts.features}
     pairs = [frozenset((c.one, c.other)) for c in CONFLICTS]
     assert set().union(*pairs) <= known

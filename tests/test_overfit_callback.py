@@ -38,6 +38,13 @@ def run(tiny_model: Path, folder: Path, ours: Any, held_out: list[float], *more:
         **settings: Any) -> Any:  # fmt: skip
     chosen = EVALUATED | {"max_steps": len(held_out)} | settings
     trainer = build(adapted(tiny_model), folder, ours, *more, **chosen)
+    script(trainer, ours, held_out)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def script(trainer: Any, ours: Any, held_out: list[float]) -> None:
+    """Let evaluations find these losses, and ours read them."""
     trainer.callback_handler.callbacks.insert(1, script := Scripted(held_out))
     ours_begins = ours.on_train_begin
 
@@ -47,8 +54,6 @@ def run(tiny_model: Path, folder: Path, ours: Any, held_out: list[float], *more:
         trainer.callback_handler.callbacks.insert(0, script)
 
     ours.on_train_begin = begin
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
 
 
 TURNING = [3.0, 2.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
@@ -102,17 +107,11 @@ def test_an_adapter_comes_back_under_its_name_in_its_precision(tiny_model: Path,
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    trainer = build(model, tmp_path, OverfitCallback(action="best"), Worsening(), max_steps=3, **EVALUATED)
+    trainer = build(model, tmp_path, ours := OverfitCallback(action="best"), max_steps=3, **EVALUATED)
+    script(trainer, ours, [1.0, 2.0, 3.0])
     trainer.train()
     assert trainer.state.log_history[-1]["overfit/kept_step"] == 1
     assert {p.dtype for name, p in model.named_parameters() if ".mine." in name} == {torch.bfloat16}
-
-
-class Worsening(TrainerCallback):
-    """Makes every evaluation worse than the one before."""
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, *, metrics: dict[str, float], **kwargs: Any) -> None:
-        metrics["eval_loss"] = float(state.global_step)
 
 
 class StopAt(TrainerCallback):
@@ -217,7 +216,7 @@ def test_a_run_that_evaluates_nothing_is_told(tiny_model: Path, tmp_path: Path, 
 def test_a_preset_watches_where_the_advice_sees_the_risk():
     few = preset("7B", rank="auto", examples=300)
     assert [(type(c).__name__, c.action) for c in few.callbacks()] == [("OverfitCallback", "best")]
-    assert [c.action for c in preset("7B", method="adalora", rank="auto", examples=300).callbacks()[1:]] == ["warn"]
+    assert [c.action for c in preset("7B", method="adalora", rank="auto", examples=300).callbacks()[:1]] == ["warn"]
     assert all_callbacks(preset("7B", rank="auto", examples=30_000)) == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from adaptive_runs import adapted, build
 from conftest import hf_lora, outcome
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_lora_ext import ConfigError, ResourceCallback, load_recipe
 from hf_lora_ext.callbacks import ProgressLines
@@ -58,6 +59,21 @@ def test_a_bar_is_drawn_at_each_step_and_closed_and_the_held_out_loss_is_said(ti
     assert bar.closed == 1
     assert "tokens/s" in bar.shown[-1][2]
     assert len(lines) == 1
+
+
+def test_where_the_loss_says_nothing_lines_and_bar_tell_what_does():
+    state = TrainerState(global_step=2, max_steps=4)
+    args, control = TrainingArguments(report_to="none"), TrainerControl()
+    lines: list[str] = []
+    drawn = Drawn()
+    for bar in (None, drawn):
+        shown = ProgressLines(lines.append, bar, ("reward",))
+        shown.on_train_begin(args, state, control)
+        shown.on_log(args, state, control, logs={"loss": 1e-4, "reward": 0.5})
+        shown.on_evaluate(args, state, control, metrics={"eval_loss": 1e-4, "eval_reward": 0.25})
+    assert lines[0].startswith("  step     2/4  reward 0.500  ")
+    assert lines[1:] == ["  step     2/4  held-out reward 0.250"] * 2
+    assert drawn.shown[-1][2].startswith("reward 0.500  ")
 
 
 def screen(command: list[str], **environment: str) -> str:

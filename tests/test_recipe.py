@@ -14,7 +14,6 @@ from hf_lora_ext.runs.push_choice import PushChoice
 from hf_lora_ext.runs.recipe import (
     _DATA_RULES,
     _RECIPE_RULES,
-    TRAINING_RULES,
     DataChoice,
     Recipe,
     apply_overrides,
@@ -105,15 +104,6 @@ def test_every_field_has_a_rule():
     assert set(_RECIPE_RULES) == {field.name for field in fields(Recipe)}
     assert set(_DATA_RULES) == {field.name for field in fields(DataChoice)}
     assert set(_PUSH_RULES) == {field.name for field in fields(PushChoice)}
-
-
-def test_every_training_key_is_a_field_of_trl_s_config():
-    from trl import SFTConfig
-
-    known = {field.name for field in fields(SFTConfig)}
-    # transformers renamed it after 5.22; `training.sft_config` takes either name.
-    renamed = {"activation_checkpointing"} if "gradient_checkpointing" in known else set()
-    assert set(TRAINING_RULES) - renamed <= known
 
 
 def test_all_problems_are_named_at_once():
@@ -288,3 +278,11 @@ def test_any_text_as_yaml_raises_only_a_config_error(folder, text):
 def test_wishes_are_the_adapter_s_part():
     recipe = replace(parse_recipe(merged(rank=4, targets=["q_proj"])), dropout=0.0)
     assert (recipe.wishes.rank, recipe.wishes.dropout, recipe.wishes.targets) == (4, 0.0, ("q_proj",))
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "zero3"])
+def test_an_evaluation_at_the_end_is_refused_where_no_process_has_the_whole_model(sharding: str):
+    wanted = MINIMAL | {"evaluate": {"metrics": ["loss"]}}
+    assert validate(wanted) == []
+    (problem,) = validate(wanted | {"sharding": sharding})
+    assert problem.startswith(f"evaluate: under {sharding} no process has the whole model")

@@ -151,3 +151,11 @@ def test_a_run_here_says_what_it_was_written_for_and_goes_on_with_another_declar
     assert [line for line in lines if line.startswith("hardware the recipe is written for 2 GPUs of 24 GiB each, and")]
     again = run_recipe(replace(recipe, hardware=None), lines.append)
     assert again.status == "already finished"
+
+
+def test_a_batch_of_pairs_takes_what_twice_as_many_texts_take():
+    texts = recipe_with(method="qlora", hardware=ONE_24, training={"per_device_train_batch_size": 4})
+    pairs = recipe_with(method="qlora", hardware=ONE_24, trainer="dpo", training={"per_device_train_batch_size": 2})
+    needs = [memory_need(declared_preset(recipe), recipe) for recipe in (texts, pairs)]
+    assert needs[0] == needs[1]
+    assert needs[0].needed_gib > memory_need(declared_preset(pairs), replace(pairs, trainer="sft")).needed_gib

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import PAIRS, write_jsonl
 from push_runs import saved_adapter
+from trainer_rows import rows_for
 
 from hf_lora_ext import load_recipe, load_sweep, render_card, run_recipe
 from hf_lora_ext.cards.facts import read_facts
+from hf_lora_ext.data.stdlib_docstrings import PACKAGES
 from hf_lora_ext.models.popular_models import popular_config
 from hf_lora_ext.resources import shipped_folder
 from hf_lora_ext.runs.recipe_plan import memory_need
@@ -19,12 +21,10 @@ from hf_lora_ext.sweep.forecast import forecast
 SWEEPS = sorted(shipped_folder("recipes").rglob("sweep_*.yaml"))
 RECIPES = sorted(set(shipped_folder("recipes").rglob("*.yaml")) - set(SWEEPS))
 SCRIPTS = sorted(shipped_folder("recipes").rglob("*.py"))
-CLASSIFIER = shipped_folder("recipes") / "classify_text.py"
-"""Longer than the others: it makes its labels itself."""
 
 
 def test_there_are_recipes_sweeps_and_scripts():
-    assert RECIPES
+    assert {"sft", "dpo", "kto", "reward", "grpo", "classification"} <= {load_recipe(file).trainer for file in RECIPES}
     assert SWEEPS
     assert SCRIPTS
 
@@ -109,6 +109,8 @@ SMALL = (
 )  # fmt: skip
 ROWS = {
     "builtin:python-docstrings": PAIRS,
+    "builtin:python-docstring-preferences": rows_for("dpo", 40),
+    "builtin:python-packages": rows_for("classification", 40),
     "timdettmers/openassistant-guanaco": [{"text": f"### Human: {n}+1?### Assistant: {n + 1}"} for n in range(40)],
     "meta-math/MetaMathQA": [
         {"type": "GSM", "query": f"{n}+1?", "original_question": "?", "response": f"{n + 1}"} for n in range(40)
@@ -128,6 +130,7 @@ ROWS = {
 @pytest.mark.filterwarnings("ignore:.*quantization.*:UserWarning")
 def test_it_trains_two_steps_on_a_tiny_model_of_its_architecture(shipped: ShippedRecipe, tiny, tmp_path: Path):
     recipe = shipped.recipe
+    size = recipe.training.get("num_generations", 2)  # a batch holds all completions of a prompt
     steps = 3 if recipe.method == "adalora" else 2  # AdaLoRA refuses two: it scores before it drops
     file = write_jsonl(tmp_path / "rows.jsonl", ROWS[recipe.data.source])
     data = replace(recipe.data, source=str(file), group_by=None, train_examples=30, eval_examples=4)
@@ -137,7 +140,8 @@ def test_it_trains_two_steps_on_a_tiny_model_of_its_architecture(shipped: Shippe
         recipe,
         model=str(tiny(recipe.model)),
         data=data,
-        training=shortened | {"max_steps": steps, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1},
+        training=shortened
+        | {"max_steps": steps, "per_device_train_batch_size": size, "gradient_accumulation_steps": 1},
         output_dir=str(tmp_path / "run"),
         sharding=None,  # what is shared out is checked by accelerate's parser, above
         samples=min(recipe.samples, 1),
@@ -169,7 +173,7 @@ def test_a_script_trains_two_steps_and_leaves_an_adapter_that_peft_loads(name: s
         assert (tmp_path / "README.md").read_text(encoding="utf8") == render_card(facts)
 
 
-@pytest.mark.parametrize("file", sorted(set(SCRIPTS) - {CLASSIFIER}), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
 def test_a_script_is_short_enough_to_be_read_at_a_glance(file: Path):
     assert len(file.read_text(encoding="utf8").splitlines()) < 60
 
@@ -187,7 +191,7 @@ def test_the_classifier_s_card_tells_labels_accuracy_and_what_its_author_says(ti
     script = runpy.run_path(str(shipped_folder("recipes") / "classify_text.py"))
     script["main"](str(tmp_path), str(tiny_model), steps=1)
     facts = read_facts(tmp_path / "facts.json")
-    assert facts.adapter["labels"] == script["LABELS"]
+    assert facts.adapter["labels"] == list(PACKAGES)
     assert {"loss", "accuracy"} == set(facts.evaluation["base"]) == set(facts.evaluation["adapter"])
     card = (tmp_path / "README.md").read_text(encoding="utf8")
     assert "pipeline_tag: text-classification" in card

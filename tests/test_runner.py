@@ -9,12 +9,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from adaptive_runs import adapted, build
 from conftest import PAIRS, hf_lora, write_jsonl
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_lora_ext import ConfigError, Recipe, ResumeError, load_recipe, render_card, run_recipe
 from hf_lora_ext.cards.facts import read_facts
+from hf_lora_ext.runs.resuming import train
 
 
 class Stopped(Exception):
@@ -29,7 +35,7 @@ def stopping_at(step: int):
     """Return a `say` that raises at the first line of a step."""
 
     def say(line: str) -> None:
-        if re.search(rf"step +{step}/\d+  loss", line):
+        if re.search(rf"step +{step}/\d+  (loss|reward) ", line):
             raise Stopped
 
     return say
@@ -191,6 +197,27 @@ def test_a_run_killed_after_its_last_step_takes_no_step_more(recipe: Recipe, who
     assert weights(result.folder) == weights(whole_run)
     whole = read_facts(whole_run / "facts.json")
     assert (result.facts.run["steps"], result.facts.evaluation) == (6, whole.evaluation)
+
+
+def test_a_run_that_a_callback_has_ended_takes_no_step_when_it_is_resumed(tiny_model: Path, tmp_path: Path):
+    class Ended(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 4
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            ends.append(state.global_step)
+
+    ends: list[int] = []
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    train(build(adapted(tiny_model), tmp_path, **settings), None)
+    again = build(adapted(tiny_model), tmp_path, Ended(), **settings)
+    train(again, tmp_path / "checkpoint-4")
+    assert again.state.global_step == 4
+    assert ends == [4]
+    saved = load_file(tmp_path / "checkpoint-4" / "adapter_model.safetensors")
+    own = get_peft_model_state_dict(again.model)
+    assert own.keys() == saved.keys()
+    assert all((own[name] == saved[name]).all() for name in own)
 
 
 def test_changed_data_is_not_mixed_into_a_stopped_run(recipe: Recipe):

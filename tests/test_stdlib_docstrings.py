@@ -5,7 +5,13 @@ import sysconfig
 
 import pytest
 
-from hf_lora_ext.data.stdlib_docstrings import docstring_examples, examples_in_source
+from hf_lora_ext.data.stdlib_docstrings import (
+    PACKAGES,
+    docstring_examples,
+    examples_in_source,
+    package_examples,
+    preference_examples,
+)
 
 SOURCE = '''
 def one(a):
@@ -108,3 +114,22 @@ def test_the_real_library_gives_code_that_parses():
         assert blank
         assert question
         assert "\n" not in example["completion"]
+
+
+def test_what_is_rejected_is_another_function_s_docstring_from_the_same_module():
+    own: dict[str, set[str]] = {}
+    for example in docstring_examples():
+        own.setdefault(example["module"], set()).add(example["completion"])
+    pairs = list(preference_examples())
+    assert len(pairs) > 3000
+    for pair in pairs:
+        assert {pair["chosen"], pair["rejected"]} <= own[pair["module"]]
+        assert pair["chosen"] != pair["rejected"]
+
+
+def test_a_line_is_labelled_with_a_package_that_has_it_and_comes_once():
+    lines = list(package_examples())
+    said = {(example["completion"], example["module"].partition(".")[0]) for example in docstring_examples()}
+    assert {(line["text"], line["label"]) for line in lines} <= said
+    assert len({line["text"] for line in lines}) == len(lines)
+    assert {line["label"] for line in lines} == set(PACKAGES)

@@ -104,6 +104,7 @@ def finished_is_reported_and_not_repeated(sweep: Sweep, file: Path, result: Swee
     assert "knee: trial" in out
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_with_signal_9_goes_on_in_its_last_run_and_repeats_nothing(sweep_file: Path, tmp_path: Path):
     longer = "fixed.training.max_steps=60"
     sweep = load_sweep(sweep_file, [longer])
@@ -126,6 +127,7 @@ def test_a_sweep_killed_with_signal_9_goes_on_in_its_last_run_and_repeats_nothin
     assert (whole.folder / name).read_bytes() == (trials / "0001" / "seed-0" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(sweep_file: Path):
     given = ["space.rank=[1,2,4,8]", "seeds=1", "full_learning_rates=null", "fixed.training.max_steps=40"]
     both = [started(sweep_file, *given) for _ in range(2)]

@@ -147,3 +147,20 @@ def test_a_sweep_may_hold_its_base_itself(tmp_path: Path):
     whole.write_text(f"base:\n{base}\noutput_dir: out\nspace: {{rank: [1, 2]}}\nseeds: 1\n", encoding="utf8")
     sweep: Sweep = load_sweep(whole)
     assert (sweep.points, sweep.seeds, sweep.base["rank"]) == (2, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (
+            "{trainer: grpo, rewards: [{reward: length, characters: 9}]}",
+            "base.trainer: found grpo, whose loss says noth",
+        ),
+        ("{trainer: dpo}", "full_learning_rates: are for trainer sft, not dpo; leave them out"),
+    ],
+)
+def test_trials_are_compared_only_where_a_loss_compares_them(file: Path, line: str, problem: str):
+    text = file.read_text(encoding="utf8").replace("fixed: {", f"fixed: {{{line[1:-1]}, ")
+    file.write_text(text, encoding="utf8")
+    with pytest.raises(ConfigError, match=problem):
+        load_sweep(file)

@@ -161,9 +161,10 @@ def save_adapter(model: PeftModel, folder: Path, initial: Path | None = None) ->
 
 
 def _add_what_peft_left_out(model: PeftModel, file: Path) -> None:
-    """Put the rows of new tokens into the saved weights: peft's difference of two adapters has only the factors."""
+    """Put new tokens' rows and a new head into the saved weights: peft's difference of adapters has only factors."""
     saved = load_file(file)
-    rest = {k: w.contiguous().cpu() for k, w in get_peft_model_state_dict(model).items() if "token_adapter" in k}
+    state = get_peft_model_state_dict(model)
+    rest = {k: w.contiguous().cpu() for k, w in state.items() if ".lora_A." not in k and ".lora_B." not in k}
     if not rest.keys() <= saved.keys():
         save_file(rest | saved, file, metadata={"format": "pt"})
 

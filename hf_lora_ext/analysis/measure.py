@@ -31,7 +31,7 @@ def curves_of(
     """
     subject = find_subject(adapter, **given)
     if subject.held_out is None:
-        raise ConfigError(f"{adapter} is no run folder of ours: give held-out rows with data= (--data)")
+        raise ConfigError(f"{adapter} tells no rows that it held out: give held-out rows with data= (--data)")
     wanted = [*TRUNCATIONS] if criterion == "both" else [chosen_criterion(criterion, subject.training is not None)]
     for each in wanted:
         chosen_criterion(each, subject.training is not None)

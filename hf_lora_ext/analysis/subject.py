@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ..cards.facts import Facts, read_facts
 from ..choices.methods import Method
 from ..data.examples import Examples, load_examples
-from ..data.labelled import read_labelled
+from ..data.labels import numbered, read_labelled
 from ..errors import AdapterError, ConfigError
 from ..models.base_models import find_base_model
 from ..runs.recipe import DataChoice, Recipe, load_recipe
 from ..runs.run_folder import RECIPE_FILE
+from ..runs.trainer_kinds import TRAINER_KINDS
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Subject", "find_subject", "training_rows"]
+__all__ = ["LABELS", "TEXT", "Subject", "find_subject", "training_rows"]
 
 Row = Mapping[str, Any]
+TEXT: Final = "CAUSAL_LM"
+LABELS: Final = "SEQ_CLS"
+_TASKS: Final = {TEXT: "a model that continues text", LABELS: "a classifier"}
+"""PEFT's task type → what has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +65,7 @@ class Subject:
             ConfigError: If the base cannot be found.
         """
         from ..presets.preset import preset
-        from ..runs.training import load_adapted
+        from ..runs.building import load_adapted
 
         base = find_base_model(self.base, self.revision)
         return load_adapted(preset(base.path, method=self.method), base, self.folder, labels)
@@ -73,7 +78,7 @@ class Subject:
             labels: How many labels a classifier tells apart.
         """
         from ..presets.preset import preset
-        from ..runs.training import load_whole
+        from ..runs.building import load_whole
 
         return load_whole(preset(str(folder), method="lora"), folder, labels)
 
@@ -86,6 +91,7 @@ def find_subject(
     calibration: str | None = None,
     max_length: int | None = None,
     calibrated: bool = True,
+    tasks: Sequence[str] = (TEXT,),
 ) -> Subject:
     """Return what is known of an adapter; nothing is loaded but rows of text.
 
@@ -98,18 +104,21 @@ def find_subject(
         calibration: Rows that it was trained on, likewise; else the run's.
         max_length: Tokens of a row to keep; else as in the run.
         calibrated: Whether training rows are needed where `data` is given; else the run's rows are then left unread.
+        tasks: PEFT's task types that can be measured; an adapter that has none continues text.
 
     Raises:
-        ConfigError: If rows cannot be read, or are others than in the run.
+        ConfigError: If rows cannot be read, or are others than in the run, or it does another task.
         AdapterError: If there is no adapter in the folder, or it names no base.
     """
     folder = Path(adapter)
     config = _config(folder)
-    classifies = config.get("task_type") == "SEQ_CLS"
+    classifies = config.get("task_type") == LABELS
     recipe = load_recipe(folder / RECIPE_FILE) if (folder / RECIPE_FILE).is_file() else None
     facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
+    _check_task(folder, config, recipe, tasks)
     settled = data and (calibration or not calibrated)
-    own = _own_examples(folder, recipe, facts) if recipe and not settled else None
+    own = _own_examples(folder, recipe, facts) if recipe and _is_measurable(recipe) and not settled else None
+    names = facts.adapter.get("labels") if facts else None
     given = facts.hyperparameters if facts else {}
     named = base or (recipe.model if recipe else config.get("base_model_name_or_path"))
     if not named:
@@ -119,13 +128,31 @@ def find_subject(
         base=str(named),
         revision=recipe.revision if recipe and not base else None,
         method=recipe.method if recipe else "lora",
-        held_out=_rows(data, classifies) if data else own.held_out if own else None,
-        training=_rows(calibration, classifies) if calibration else own.train if own else None,
+        held_out=_rows(data, classifies, names) if data else own.held_out if own else None,
+        training=_rows(calibration, classifies, names) if calibration else own.train if own else None,
         max_length=max_length or given.get("max_length"),
         assistant_only=given.get("assistant_only_loss"),
         facts=facts,
         classifies=classifies,
     )
+
+
+def _check_task(folder: Path, config: Mapping[str, Any], recipe: Recipe | None, tasks: Sequence[str]) -> None:
+    """Raise where what is measured says nothing of an adapter."""
+    found = config.get("task_type") or TEXT
+    trainer = recipe.trainer if recipe else None
+    if found in tasks and trainer != "reward":
+        return
+    what = "a reward model" if trainer == "reward" else _TASKS.get(found, f"a {found} model")
+    raise ConfigError(
+        f"{folder} holds the adapter of {what}, and what is measured here is of "
+        f"{' or '.join(_TASKS[task] for task in tasks)}; give the adapter of one"
+    )
+
+
+def _is_measurable(recipe: Recipe) -> bool:
+    """Return whether the rows that a run held out can be measured on, as they are."""
+    return recipe.trainer in ("sft", "classification")
 
 
 def training_rows(adapter: str | Path) -> Iterable[Row] | None:
@@ -135,7 +162,8 @@ def training_rows(adapter: str | Path) -> Iterable[Row] | None:
         return None
     facts = read_facts(folder / "facts.json") if (folder / "facts.json").is_file() else None
     try:
-        rows: Iterable[Row] = _own_examples(folder, load_recipe(folder / RECIPE_FILE), facts).train
+        recipe = load_recipe(folder / RECIPE_FILE)
+        rows: Iterable[Row] | None = _own_examples(folder, recipe, facts).train if _is_measurable(recipe) else None
     except ConfigError:
         return None
     return rows
@@ -150,17 +178,21 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_config(file)
 
 
-def _rows(source: str, classifies: bool) -> Iterable[Row]:
-    """Return all rows of a source, checked; a classifier's with their labels."""
-    rows: Iterable[Row] = (
-        read_labelled(source) if classifies else load_examples(DataChoice(source=source, eval_source=source)).held_out
-    )
+def _rows(source: str, classifies: bool, names: Sequence[str] | None) -> Iterable[Row]:
+    """Return all rows of a source, checked; a classifier's with their labels, by number where their names are known."""
+    rows: Iterable[Row]
+    if not classifies:
+        rows = load_examples(DataChoice(source=source, eval_source=source)).held_out
+    elif names:  # as a run of ours holds them, so that rows which it was trained on are found again
+        rows = numbered(read_labelled(source), names)
+    else:
+        rows = read_labelled(source)
     return rows
 
 
 def _own_examples(folder: Path, recipe: Recipe, facts: Facts | None) -> Examples:
     """Return the run's examples, after a look at whether they still are those that it was trained on."""
-    found = load_examples(recipe.data)
+    found = load_examples(recipe.data, TRAINER_KINDS[recipe.trainer].forms)
     known = facts.data if facts else None
     if known and (known.fingerprint, known.eval_fingerprint) != (found.facts.fingerprint, found.facts.eval_fingerprint):
         raise ConfigError(

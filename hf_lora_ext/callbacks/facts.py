@@ -25,6 +25,7 @@ from ..data.examples import describe_dataset
 from ..errors import ConfigError, ResumeError
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 from ..plots import plot_loss
+from ..runs.trainer_kinds import TRAINER_KINDS
 from .losses import evaluation_in, kept_step, loss_history
 from .own_card import OwnCard
 from .resource_use import resources_in
@@ -64,6 +65,7 @@ class FactsCallback(TrainerCallback):
         data: Facts of the data, where they are known already; then `dataset` is not needed.
         base_model: Facts of the base model, where more is known than the loaded model tells.
         recipe: The recipe as YAML text.
+        method: What the trainer does, where it is not one of trl's, which tell it themselves.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class FactsCallback(TrainerCallback):
         data: DataFacts | None = None,
         base_model: BaseModelFacts | None = None,
         recipe: str | None = None,
+        method: str | None = None,
     ) -> None:
         if data is None and dataset is not None:
             data = describe_dataset(dataset, eval_dataset, name)
@@ -83,6 +86,7 @@ class FactsCallback(TrainerCallback):
         self.path = None if path is None else Path(path)
         self.base_model = base_model
         self.recipe = recipe
+        self.method = method
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -144,7 +148,7 @@ class FactsCallback(TrainerCallback):
         clean = self._clean(args, state, model, path.parent, _step_of_adapter(args, state))
         path.parent.mkdir(parents=True, exist_ok=True)
         if clean.loss_history:
-            plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean))
+            plot_loss(clean.loss_history, path.parent / LOSS_PICTURE, loss_title(clean), curve_label(clean))
         clean = replace(clean, pictures=pictures_beside(path.parent, clean))
         write_text_atomically(path, clean.to_json())
 
@@ -156,13 +160,16 @@ class FactsCallback(TrainerCallback):
         return Facts.from_dict(redact(gathered.to_dict(), private_folders(folder)))
 
     def _gather(self, args: TrainingArguments, state: TrainerState, model: Any, adapter_of: int | None) -> Facts:
-        history = loss_history(state.log_history)
+        method = training_method(args) or self.method
+        kind = TRAINER_KINDS.get(method or "")
+        untold = kind.untold if kind else ()
+        history = loss_history(state.log_history, "reward" if "loss" in untold else "loss")
         file = self.path or Path(args.output_dir) / FACTS_FILE
         run = {
             "started": self.started_,
-            "method": training_method(args),
+            "method": method,
             "train_seconds": round(self._train_seconds(), 1),
-            "examples_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "examples_per_step": _examples_per_step(args),
             "steps": state.global_step,
             "adapter_of_step": adapter_of,
             "planned_steps": state.max_steps,
@@ -181,7 +188,7 @@ class FactsCallback(TrainerCallback):
             quantization=describe_quantization(model),
             run={key: value for key, value in run.items() if value is not None},
             loss_history=history,
-            evaluation=evaluation_in(state.log_history, adapter_of),
+            evaluation=evaluation_in(state.log_history, adapter_of, untold),
             environment={"versions": software_versions(), "hardware": describe_hardware()},
             recipe=self.recipe,
             stated=_stated_in(file),
@@ -198,6 +205,12 @@ def _stated_in(file: Path) -> StatedFacts | None:
     except ConfigError as error:
         logger.warning("what may be stated in it is lost: %s", error)
         return None
+
+
+def _examples_per_step(args: TrainingArguments) -> int:
+    """Return the examples that an optimizer step sees; where a batch is of completions, the prompts."""
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(rows // (getattr(args, "num_generations", None) or 1))
 
 
 def _step_of_adapter(args: TrainingArguments, state: TrainerState) -> int | None:
@@ -223,7 +236,9 @@ def label_names(model: Any) -> dict[str, list[str]]:
     """Return the labels that a classifier tells apart, in the order of its outputs; nothing for another model."""
     labels = getattr(model.config, "id2label", None)
     classifies = model.peft_config[model.active_adapter].task_type in {"SEQ_CLS", "TOKEN_CLS"}
-    return {"labels": [str(labels[index]) for index in sorted(labels)]} if labels and classifies else {}
+    if not labels or not classifies or len(labels) < 2:  # a reward model has one output, and no label
+        return {}
+    return {"labels": [str(labels[index]) for index in sorted(labels)]}
 
 
 def loss_title(facts: Facts) -> str:
@@ -232,6 +247,12 @@ def loss_title(facts: Facts) -> str:
     told = facts.adapter.get("ranks", facts.adapter.get("rank"))
     rank = f", LoRA rank {told}" if told is not None else ""
     return f"{base}{rank}{f', {facts.data.name}' if facts.data else ''}"
+
+
+def curve_label(facts: Facts) -> str:
+    """Return what the loss curve shows, with its unit where the method says which it is."""
+    kind = TRAINER_KINDS.get(str(facts.run.get("method")))
+    return kind.curve if kind else "loss"
 
 
 def pictures_beside(folder: Path, facts: Facts) -> tuple[str, ...]:

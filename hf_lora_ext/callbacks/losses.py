@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 __all__ = ["KEPT_STEP", "evaluation_in", "kept_step", "loss_history"]
@@ -11,15 +12,24 @@ Log = list[dict[str, Any]]
 KEPT_STEP: Final = "overfit/kept_step"
 """Key of the log's row that says of which step the adapter is that a run ends with."""
 _METRIC_NAMES: Final = {"mean_token_accuracy": "token accuracy"}
-_NOT_METRICS: Final = ("runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time")
+_NOT_METRICS: Final = (
+    *("*_per_second", "runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time"),
+    *("logits/*", "logps/*", "clip_ratio/*", "sampling/*", "frac_reward_zero_std", "*/std", "min_reward", "max_reward"),
+    *("completions/min_*", "completions/max_*", "completions/mean_terminated_length"),
+)
 """What trainers log of an evaluation beside its metrics: time, and what no reader compares adapters by."""
 
 
-def loss_history(log: Log) -> tuple[dict[str, float], ...]:
-    """Return the losses in a trainer's log, one row per step and kind; a repeated row counts once, the later."""
+def loss_history(log: Log, name: str = "loss") -> tuple[dict[str, float], ...]:
+    """Return the losses in a trainer's log, one row per step and kind; a repeated row counts once, the later.
+
+    Args:
+        log: The log.
+        name: `reward` for what learns from rewards, whose loss says nothing.
+    """
     rows: dict[tuple[float, str], dict[str, float]] = {}
     for entry in log:
-        for key in ("loss", "eval_loss"):
+        for key in (name, f"eval_{name}"):
             if key in entry:
                 rows[entry["step"], key] = {"step": entry["step"], key: round(float(entry[key]), 6)}
     return tuple(rows[key] for key in sorted(rows))
@@ -30,26 +40,27 @@ def kept_step(log: Log) -> int | None:
     return next((int(entry[KEPT_STEP]) for entry in reversed(log) if KEPT_STEP in entry), None)
 
 
-def evaluation_in(log: Log, adapter_of: int | None = None) -> dict[str, dict[str, float]]:
+def evaluation_in(log: Log, adapter_of: int | None = None, untold: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Return the held-out metrics at step 0, where the adapter is still the base, and those of the adapter.
 
     Args:
         log: The trainer's log.
         adapter_of: Step of the adapter that the run ends with, where it is not the last one.
+        untold: Names of what is logged and says nothing of the adapter.
     """
     evaluated = [entry for entry in log if "eval_loss" in entry]
     if not evaluated:
         return {}
     own = [entry for entry in evaluated if entry["step"] == adapter_of] or evaluated
     measured = {"adapter": own[-1]} | ({"base": evaluated[0]} if evaluated[0]["step"] == 0 else {})
-    return {who: _metrics(entry) for who, entry in measured.items()}
+    return {who: _metrics(entry, untold) for who, entry in measured.items()}
 
 
-def _metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(entry: Mapping[str, Any], untold: Sequence[str]) -> dict[str, float]:
     """Return the metrics in a row of the trainer's log: the loss, and what `compute_metrics` or trl measured."""
     named = {key.removeprefix("eval_"): value for key, value in entry.items() if key.startswith("eval_")}
     return {
         _METRIC_NAMES.get(name, name): round(float(value), 6)
         for name, value in named.items()
-        if isinstance(value, (int, float)) and name not in _NOT_METRICS and not name.endswith("_per_second")
+        if isinstance(value, (int, float)) and not any(fnmatchcase(name, part) for part in (*_NOT_METRICS, *untold))
     }

@@ -17,7 +17,9 @@ from ..cards.facts import write_text_atomically
 from ..choices.overfitting import PATIENCE, find_overfitting
 from ..errors import ConfigError, nearest
 from ..ranks.storage import BEST_FOLDER
+from ..runs.trainer_kinds import TRAINER_KINDS
 from .adaptive_rank import AdaptiveRankCallback
+from .facts import training_method
 from .losses import KEPT_STEP, loss_history
 from .trainer_fit import come_before_trackers_, companion_of
 
@@ -45,7 +47,8 @@ class OverfitCallback(TrainerCallback):
     rule saw anything or not. It lies in `best_adapter` in the output folder and in each checkpoint meanwhile, and needs
     neither `load_best_model_at_end`, which it leaves to the trainer where it is set, nor a checkpoint at each
     evaluation. With `AdaptiveRankCallback` only what is within the budget is kept. The lowest of several losses
-    flatters a little: compare adapters on other examples than those.
+    flatters a little: compare adapters on other examples than those. Under GRPO and RLOO, whose loss says nothing of
+    the adapter, it warns once and does nothing.
 
     Example::
 
@@ -72,16 +75,20 @@ class OverfitCallback(TrainerCallback):
         """Refuse what cannot work; take up what the checkpoint knows."""
         come_before_trackers_(self)  # before AdaptiveRankCallback ends the run, and FactsCallback tells of it
         self._refuse(args, model)
-        self.keeps_ = self.action == "best" and not args.load_best_model_at_end
+        kind = TRAINER_KINDS.get(training_method(args) or "")
+        sees = kind is None or "loss" not in kind.untold
+        if not sees:
+            logger.warning("the loss of this trainer says nothing of the adapter, so overfitting cannot be seen")
+        self.keeps_ = sees and self.action == "best" and not args.load_best_model_at_end
         self.folder_ = Path(args.output_dir) / BEST_FOLDER
         self.kept_: dict[str, float] | None = None
         self.ranks_ = companion_of(self, AdaptiveRankCallback)
         if self.keeps_:
             self._take_up(args, state)
-        self.told_ = state.global_step > 0 and self._was_told(state)
+        self.told_ = sees and state.global_step > 0 and self._was_told(state)
         self.is_over_ = self.told_ and self.action == "stop"
         control.should_training_stop |= self.is_over_
-        self.is_training_ = True
+        self.is_training_ = sees
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any, **kwargs: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import TrainerCallback
@@ -27,17 +27,21 @@ class Bar(Protocol):
 
 
 class ProgressLines(TrainerCallback):
-    """Say step, loss, tokens a second, memory and time left at each log, and the held-out loss at each evaluation.
+    """Say step, loss, tokens a second, memory and time left at each log, and what was measured at each evaluation.
 
     Tokens and memory are those that `ResourceCallback` puts into the log; without it they are left out.
 
     Args:
         say: Takes one line of text.
-        bar: Shows all but the held-out loss instead, at each step.
+        bar: Shows all but what evaluations measured instead, at each step.
+        measured: Names of what an evaluation is told by, as the trainer logs them; where the loss is not one of them,
+            the first stands in its place at each log too.
     """
 
-    def __init__(self, say: Callable[[str], None], bar: Bar | None = None) -> None:
+    def __init__(self, say: Callable[[str], None], bar: Bar | None = None, measured: Sequence[str] = ("loss",)) -> None:
         self.say, self.bar = say, bar
+        self.measured = measured
+        self.followed = "loss" if "loss" in measured else measured[0]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -56,15 +60,16 @@ class ProgressLines(TrainerCallback):
         self.evaluation_clock_ = getattr(self, "evaluation_clock_", None) or time.monotonic()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Say the held-out loss."""
+        """Say what was measured on held-out examples."""
         if not hasattr(self, "clock_"):  # an evaluation before any training
             return
         if self.evaluation_clock_ is not None:
             self.evaluating_seconds_ += time.monotonic() - self.evaluation_clock_
             self.evaluation_clock_ = None
         metrics = kwargs.get("metrics") or {}
-        if state.is_world_process_zero and "eval_loss" in metrics:
-            self.say(f"  step {state.global_step:>5}/{state.max_steps}  held-out loss {metrics['eval_loss']:.3f}")
+        told = ", ".join(f"{name} {metrics[key]:.3f}" for name in self.measured if (key := f"eval_{name}") in metrics)
+        if state.is_world_process_zero and told:
+            self.say(f"  step {state.global_step:>5}/{state.max_steps}  held-out {told}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw the bar."""
@@ -75,9 +80,9 @@ class ProgressLines(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Say what was measured, the speed and the time left."""
         logs = kwargs.get("logs") or {}
-        if not state.is_world_process_zero or "loss" not in logs:
+        if not state.is_world_process_zero or self.followed not in logs:
             return
-        self.measured_ = measured_words(logs)
+        self.measured_ = measured_words(logs, self.followed)
         if self.bar is None:
             words = "  ".join([*self.measured_, *self._pace(state)])
             self.say(f"  step {state.global_step:>5}/{state.max_steps}  {words}")
@@ -99,13 +104,17 @@ class ProgressLines(TrainerCallback):
         return [f"{seconds_per_step:.2f} s/step", f"{clock_words(left)} left"]
 
 
-def measured_words(logs: Mapping[str, Any]) -> list[str]:
+def measured_words(logs: Mapping[str, Any], followed: str = "loss") -> list[str]:
     """Return loss, tokens a second and peak memory in words, as far as a log has them.
 
     >>> measured_words({"loss": 2.5, "resources/tokens_per_second": 1234.5, "resources/peak_process_gib": 2.31})
     ['loss 2.500', '1,234 tokens/s', '2.31 GiB']
+
+    Args:
+        logs: A row of the trainer's log.
+        followed: What stands in the place of the loss.
     """
-    words = [f"loss {float(logs['loss']):.3f}"]
+    words = [f"{followed} {float(logs[followed]):.3f}"]
     if (speed := logs.get(f"{PREFIX}tokens_per_second")) is not None:
         words.append(f"{speed:,.0f} tokens/s")
     memory = logs.get(f"{PREFIX}peak_gpu_reserved_gib", logs.get(f"{PREFIX}peak_process_gib"))

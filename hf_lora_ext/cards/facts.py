@@ -66,7 +66,7 @@ class DataFacts:
     name: str
     """Name of the source: Hub id, built-in name, or file name."""
     form: str
-    """`prompt-completion`, `messages` or `text`; `tokenised` where only token columns were seen."""
+    """A name in `data.forms.FORMS`; `tokenised` where only token columns were seen."""
     train_examples: int
     """Examples trained on."""
     fingerprint: str
@@ -127,7 +127,7 @@ class Facts:
     """Start (UTC), method, steps, tokens, seconds (of all, and the median of a step), peak memory in GiB and beside its
     plan, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
-    """Rows of `step` with `loss` (training) or `eval_loss` (held out)."""
+    """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
     comparisons: Sequence[Comparison] = ()

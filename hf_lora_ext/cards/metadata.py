@@ -24,6 +24,8 @@ PIPELINE_TAGS: Final = {
 """PEFT's task type → the Hub's tag; a sequence-to-sequence model's task cannot be told from its type."""
 LANGUAGE: Final = re.compile(r"[a-z]{2,3}|code|multilingual")
 """What the Hub takes as a language: ISO 639 codes of two or three letters, and two words."""
+_NOT_TRL: Final = frozenset({"classification", "seq2seq"})
+"""Methods of transformers' own trainers."""
 _METHOD_TAGS: Final = {"reward": "reward-trainer"}
 """Trainer's method → trl's own tag for it, where that is another word."""
 _HUB_METRICS: Final = frozenset(
@@ -52,7 +54,7 @@ def card_title(facts: Facts) -> str:
 
 
 def training_method(facts: Facts) -> str | None:
-    """Return what trl's trainer did; `hf-lora train`, which a recipe tells of, is SFT."""
+    """Return what the trainer did; a recipe whose facts do not say it is of a time when there was SFT alone."""
     return facts.run.get("method") or ("sft" if facts.recipe else None)
 
 
@@ -97,7 +99,7 @@ def _tags(facts: Facts) -> list[str]:
     base, method = facts.base_model, training_method(facts)
     kind = str(facts.adapter.get("kind", "LORA")).lower()
     tags = ["hf_lora_ext", kind, *(["qlora"] if facts.quantization and kind == "lora" else []), "transformers"]
-    if method:
+    if method and method not in _NOT_TRL:
         tags += ["trl", _METHOD_TAGS.get(method, method)]
     tags.append("generated_from_trainer")
     return tags + ([f"base_model:adapter:{base.name}"] if base and base.on_hub else [])

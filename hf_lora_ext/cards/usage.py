@@ -72,6 +72,8 @@ def _base_arguments(facts: Facts, is_quantized: bool) -> str:
     given: dict[str, Any] = {"revision": base.revision} if base.revision else {}
     if labels:
         given["id2label"] = dict(enumerate(labels))
+    elif _is_reward_model(facts):
+        given["num_labels"] = 1
     named = f", {_arguments(given)}" if given else ""
     return f"{_literal(base.name)}{named}{', quantization_config=quantization' if is_quantized else ''}"
 
@@ -85,11 +87,23 @@ def _quantization(facts: Facts) -> dict[str, Any]:
     return wanted if told.get("load_in_4bit") else {"load_in_8bit": True}
 
 
+def _is_reward_model(facts: Facts) -> bool:
+    """Return whether it gives a text a number."""
+    return facts.run.get("method") == "reward"
+
+
 def _question(facts: Facts, loader: str) -> list[str]:
     """Return the lines that ask: the first held-out example where it is known, else a plain text."""
     first = facts.samples[0].prompt if facts.samples else ""
     asks_chat = facts.data is not None and facts.data.form == "messages" and not first
     prompt = first if 0 < len(first) <= LONGEST_PROMPT else "Hello"
+    if _is_reward_model(facts):
+        return [
+            "",
+            f'inputs = tokenizer({_literal(prompt)}, return_tensors="pt").to(model.device)',
+            "with torch.no_grad():",
+            "    print(model(**inputs).logits[0].item())  # higher is better, for answers to the same prompt",
+        ]
     if loader == _LOADERS["SEQ_CLS"]:
         return [
             "",

@@ -18,6 +18,7 @@ _SHAPING: Final = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "weight_decay", "max_grad_norm", "max_length", "packing", "assistant_only_loss"),
+    *("num_generations", "max_completion_length", "temperature"),
     *("completion_only_loss", "beta", "loss_type", "label_smoothing_factor", "neftune_noise_alpha", "bf16", "fp16"),
     *("seed", "data_seed"),
 )
@@ -27,6 +28,9 @@ _METHODS: Final = {
     "dpo": "direct preference optimisation",
     "kto": "Kahneman-Tversky optimisation",
     "grpo": "group relative policy optimisation",
+    "rloo": "REINFORCE leave-one-out",
+    "classification": "supervised classification",
+    "seq2seq": "supervised sequence-to-sequence fine-tuning",
     "reward": "reward modelling",
 }
 _SWITCHES: Final = {"use_rslora": "rank-stabilised scale (rsLoRA)", "use_dora": "DoRA", "bias": "biases trained"}
@@ -56,6 +60,7 @@ def card_view(facts: Facts) -> dict[str, Any]:
         "comparisons": facts.comparisons,
         "metric_words": {name: metric.words for name, metric in METRICS.items()},
         "losses": _losses(facts),
+        "curve": "Reward" if any({"reward", "eval_reward"} & row.keys() for row in facts.loss_history) else "Loss",
         "run_rows": _run_rows(facts),
     }
 
@@ -153,10 +158,11 @@ def _comparison(facts: Facts) -> list[tuple[str, float | None, float | None]]:
 
 
 def _losses(facts: Facts) -> dict[str, tuple[Mapping[str, float], Mapping[str, float]]]:
-    """Return `training` and `held-out` → first and last row of the loss history."""
+    """Return `training` and `held-out` → first and last row of the loss history, or of the rewards in its place."""
     found: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = {}
-    for name, key in (("training", "loss"), ("held-out", "eval_loss")):
-        rows = [{"step": row["step"], "loss": row[key]} for row in facts.loss_history if row.get(key) is not None]
+    for name, keys in (("training", ("loss", "reward")), ("held-out", ("eval_loss", "eval_reward"))):
+        told = ((row, row.get(key)) for row in facts.loss_history for key in keys)
+        rows = [{"step": row["step"], "value": value} for row, value in told if value is not None]
         if rows:
             found[name] = (rows[0], rows[-1])
     return found

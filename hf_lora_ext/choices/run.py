@@ -176,6 +176,8 @@ _RATES: Final[dict[str, tuple[float, str, str]]] = {
 }
 _RATES["qlora"] = _RATES["qlora8"] = _RATES["lora"]
 _RATES["qdora"] = _RATES["dora"]
+LORA_RATE: Final = _RATES["lora"][0]
+"""Peak learning rate of a plain LoRA up to 30B parameters, under SFT."""
 
 
 def learning_rate_choice(shape: ModelShape, method: Method, run: RunWishes) -> Choice:

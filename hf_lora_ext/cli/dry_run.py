@@ -59,6 +59,8 @@ def _lines(made: DryRun) -> list[tuple[str, str]]:
     if made.tokens is not None:
         counted = f"{count}{made.counted_tokens:,} of them counted by the loss"
         lines.append(("tokens", f"{count}{made.tokens:,} an epoch, {counted}"))
+    if not made.batch and made.batch_note:
+        lines.append(("batch", made.batch_note))
     if made.note:
         lines.insert(2, ("hardware", made.note))
     return lines

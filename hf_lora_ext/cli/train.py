@@ -219,7 +219,7 @@ def _print_result(result: RunResult, recipe_file: str) -> None:
             ("held out", sample.prompt),
             ("base", sample.base),
             ("adapter", sample.adapter),
-            ("real", sample.reference),
+            *([("real", sample.reference)] if sample.reference else []),
         ):
             shown.add_row(name, _clipped(text))
         console.print(shown)

@@ -1,13 +1,13 @@
 """Training examples: read, checked, split and fingerprinted before a model is loaded.
 
-Three forms are understood, by their columns: `prompt` + `completion`, `messages`, and `text`.
+The forms that are understood, by their columns, are in `forms`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from ..cards.facts import DataFacts
 from ..errors import ConfigError, nearest
 from .files import is_data_file, read_data_file
+from .forms import FORMS, TEXT_FORMS, form_of, row_problem
+from .labels import label_names, numbered
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Examples", "describe_dataset", "fingerprint", "load_examples", "sample_rows"]
 
-FORMS: Final = {"prompt-completion": ("prompt", "completion"), "messages": ("messages",), "text": ("text",)}
 BUILTIN: Final = "builtin:"
-_BUILTIN_GROUPS: Final = {f"{BUILTIN}python-docstrings": "module"}
+_BUILTIN_GROUPS: Final = {
+    f"{BUILTIN}{name}": "module" for name in ("python-docstrings", "python-docstring-preferences")
+}
 """Built-in source → the column whose values stay together unless the recipe says otherwise."""
+_OTHER_FORMS: Final = tuple(form for form in FORMS if form not in TEXT_FORMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +43,22 @@ class Examples:
     """To measure on."""
     facts: DataFacts
     """Source, counts and fingerprints."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels of labelled texts, whose rows have their numbers."""
 
     @property
     def form(self) -> str:
-        """`prompt-completion`, `messages` or `text`."""
+        """A name in `forms.FORMS`."""
         return self.facts.form
 
 
-def load_examples(choice: DataChoice) -> Examples:
+def load_examples(choice: DataChoice, forms: Sequence[str] = TEXT_FORMS, keep: Sequence[str] = ()) -> Examples:
     """Return the examples that a recipe chose.
+
+    Args:
+        choice: Where they come from and how they are split.
+        forms: Names in `forms.FORMS` that will do, in the order in which they are looked for.
+        keep: Further columns to keep, each of which must hold something in every row.
 
     Raises:
         ConfigError: If the source is missing or unreadable, its columns fit no form, a row is malformed, or
@@ -56,34 +67,48 @@ def load_examples(choice: DataChoice) -> Examples:
     rows, revision = _read(choice.source, choice)
     group_by = choice.group_by or _BUILTIN_GROUPS.get(choice.source)
     rows = _renamed(rows, choice.columns, _shown_name(choice.source))
-    form = _form_of(rows.column_names, _shown_name(choice.source))
-    rows, notes = _usable(rows, form, choice, choice.source)
+    form = form_of(rows.column_names, _shown_name(choice.source), forms)
+    rows, notes = _usable(rows, form, choice, choice.source, keep)
     if choice.eval_source:
         train = rows
         held_out = _renamed(_read(choice.eval_source, choice)[0], choice.columns, _shown_name(choice.eval_source))
-        held_out, more = _usable(held_out, form, choice, choice.eval_source)
+        held_out, more = _usable(held_out, form, choice, choice.eval_source, keep)
         notes += [*more, f"Held-out examples come from {_shown_name(choice.eval_source)}."]
     else:
         train, held_out = _split(rows, choice, group_by)
         whole = f"`{group_by}`" if group_by else "example"
         notes.append(f"Held out by a hash of the {whole}, so that no {whole} is on both sides.")
-    train = sample_rows(train, choice.train_examples).select_columns([*FORMS[form]])
-    held_out = sample_rows(held_out, choice.eval_examples).select_columns([*FORMS[form]])
-    facts = describe_dataset(train, held_out, _shown_name(choice.source), revision, " ".join(notes))
-    return Examples(train=train, held_out=held_out, facts=facts)
+    columns = [*dict.fromkeys((*FORMS[form], *keep))]
+    train = sample_rows(train, choice.train_examples).select_columns(columns)
+    held_out = sample_rows(held_out, choice.eval_examples).select_columns(columns)
+    labels: tuple[str, ...] = ()
+    if forms[0] == "unpaired preference":
+        train, held_out = _mixed(train), _mixed(held_out)
+        notes.append("Good and bad completions are mixed by a hash, since KTO reads examples in their order.")
+        form = "unpaired preference"
+    if form == "labelled text":
+        labels = label_names(rows, train, held_out, _shown_name(choice.source))
+        train, held_out = (numbered(part, labels) for part in (train, held_out))
+    facts = describe_dataset(train, held_out, _shown_name(choice.source), revision, " ".join(notes), form)
+    return Examples(train=train, held_out=held_out, facts=facts, labels=labels)
 
 
 def describe_dataset(
-    train: Dataset, held_out: Dataset | None, name: str, revision: str | None = None, note: str | None = None
+    train: Dataset,
+    held_out: Dataset | None,
+    name: str,
+    revision: str | None = None,
+    note: str | None = None,
+    form: str | None = None,
 ) -> DataFacts:
-    """Return the facts of datasets in one of the three forms.
+    """Return the facts of datasets in one of the forms; which one, where it is not given, their columns tell.
 
     Raises:
         ConfigError: If the columns fit no form.
     """
     return DataFacts(
         name=name,
-        form=_form_of(train.column_names, name),
+        form=form or form_of(train.column_names, name, (*TEXT_FORMS, *_OTHER_FORMS)),
         train_examples=len(train),
         fingerprint=fingerprint(train),
         eval_examples=len(held_out) if held_out is not None else None,
@@ -125,9 +150,13 @@ def _read(source: str, choice: DataChoice) -> tuple[Dataset, str | None]:
 def _read_builtin(name: str) -> Dataset:
     from datasets import Dataset
 
-    from .stdlib_docstrings import docstring_examples
+    from . import stdlib_docstrings as stdlib
 
-    sources = {"python-docstrings": docstring_examples}
+    sources = {
+        "python-docstrings": stdlib.docstring_examples,
+        "python-docstring-preferences": stdlib.preference_examples,
+        "python-packages": stdlib.package_examples,
+    }
     if name not in sources:
         raise ConfigError(f"data {BUILTIN}{name} is not known; {nearest(name, sources)}")
     return Dataset.from_list(list(sources[name]()))
@@ -152,17 +181,24 @@ def _renamed(rows: Dataset, columns: Mapping[str, str], name: str) -> Dataset:
     return rows.rename_columns({f"mapped {ours}": ours for ours in columns})
 
 
-def _usable(rows: Dataset, form: str, choice: DataChoice, source: str) -> tuple[Dataset, list[str]]:
+def _usable(
+    rows: Dataset, form: str, choice: DataChoice, source: str, keep: Sequence[str]
+) -> tuple[Dataset, list[str]]:
     """Check every row, leave out those over the length limit, and return notes on what was left out."""
     name, limit = _shown_name(source), choice.max_characters
-    for column in FORMS[form]:
+    columns = [*dict.fromkeys((*FORMS[form], *keep))]
+    for column in columns:
         if column not in rows.column_names:
-            found = ", ".join(rows.column_names)
-            raise ConfigError(f"data {name} has no column {column!r}, as the training data has; found {found}")
-    _check_rows(rows, form, name)
+            found, why = ", ".join(rows.column_names), "a reward needs" if column in keep else "the training data has"
+            raise ConfigError(f"data {name} has no column {column!r}, as {why}; found {found}")
+    if not len(rows):
+        raise ConfigError(f"data {name} has no rows; give at least two examples")
+    for number, row in enumerate(rows.select_columns(columns), 1):
+        if problem := row_problem(row, form, keep):
+            raise ConfigError(f"data {name}, row {number}: {problem}; fix or remove the row")
     if limit is None:
         return rows, []
-    short = [i for i, row in enumerate(rows.select_columns([*FORMS[form]])) if _characters(row) <= limit]
+    short = [i for i, row in enumerate(rows.select_columns(columns)) if _characters(row) <= limit]
     if not short:
         raise ConfigError(f"data {name}: no example has at most {limit} characters; raise data.max_characters")
     if len(short) == len(rows):
@@ -170,54 +206,18 @@ def _usable(rows: Dataset, form: str, choice: DataChoice, source: str) -> tuple[
     return rows.select(short), [f"{len(rows) - len(short):,} examples over {limit} characters were left out."]
 
 
-def _form_of(columns: list[str], name: str) -> str:
-    for form, needed in FORMS.items():
-        if set(needed) <= set(columns):
-            return form
-    raise ConfigError(
-        f"data {name} has columns {', '.join(columns)}; needed prompt and completion, or messages, or text. "
-        "Name yours in the recipe, e.g. data.columns: {prompt: question, completion: answer}"
-    )
+def _mixed(rows: Dataset) -> Dataset:
+    """Return completions with labels, two of a pair, in an order by their content."""
+    from datasets import Dataset
 
-
-def _check_rows(rows: Dataset, form: str, name: str) -> None:
-    if not len(rows):
-        raise ConfigError(f"data {name} has no rows; give at least two examples")
-    for number, row in enumerate(rows.select_columns(list(FORMS[form])), 1):
-        if problem := _row_problem(row, form):
-            raise ConfigError(f"data {name}, row {number}: {problem}; fix or remove the row")
-
-
-def _row_problem(row: Mapping[str, Any], form: str) -> str | None:
-    for column in FORMS[form]:
-        value = row[column]
-        if isinstance(value, str) and column != "messages":
-            if not value.strip():
-                return f"{column} is empty, needed text"
-        elif column == "text" or not isinstance(value, list):
-            return f"{column} is {_kind(value)}, needed {'a list of messages' if column == 'messages' else 'text'}"
-        elif problem := _messages_problem(value):
-            return f"{column}: {problem}"
-    if form == "prompt-completion" and isinstance(row["prompt"], str) != isinstance(row["completion"], str):
-        return "prompt and completion are of different kinds, needed both as text or both as messages"
-    if form == "messages" and not any(m["role"] == "assistant" for m in row["messages"]):
-        return "messages have no assistant turn, so there is nothing to learn"
-    return None
-
-
-def _messages_problem(messages: list[Any]) -> str | None:
-    if not messages:
-        return "no messages, needed at least one"
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            return "a message has no role, needed {role, content}"
-        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
-            return f"the {message['role']} message's content is {_kind(message.get('content'))}, needed text"
-    return None
-
-
-def _kind(value: Any) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
+    single: list[dict[str, Any]] = []
+    for row in rows:
+        if "completion" in row:
+            single.append(row | {"label": bool(row["label"])})
+        else:
+            pair = {True: row["chosen"], False: row["rejected"]}
+            single += [{"prompt": row["prompt"], "completion": said, "label": good} for good, said in pair.items()]
+    return Dataset.from_list(sorted(single, key=_hash_fraction))
 
 
 def _characters(value: Any) -> int:

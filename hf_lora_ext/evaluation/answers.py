@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from ..cards.facts import Sample
@@ -46,16 +47,18 @@ def answer_samples(
     tokenizer: PreTrainedTokenizerBase,
     rows: Iterable[Mapping[str, Any]],
     max_new_tokens: int = MAX_NEW_TOKENS,
+    most: int | None = None,
 ) -> tuple[Sample, ...]:
-    """Return each row's prompt and reference with the greedy answers of the base and of the adapter.
+    """Return rows' prompts and references with the greedy answers of the base and of the adapter.
 
     Args:
         model: The adapted model; the base answers with the adapter switched off.
         tokenizer: The model's tokenizer.
-        rows: `prompt` + `completion` or `messages`; plain `text` has no prompt and gives no samples.
+        rows: As `questions_in` takes them.
         max_new_tokens: Tokens that an answer can have.
+        most: Samples at most, of the first rows that ask something; None for all.
     """
-    asked = questions_in(rows, tokenizer)
+    asked = questions_in(rows, tokenizer, most)
     was_training = model.training
     model.eval()
     try:
@@ -75,26 +78,49 @@ def samples_of(asked: Sequence[Question], base: Sequence[Answer], adapter: Seque
     )
 
 
-def questions_in(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-    """Return what rows ask: of messages, all before the assistant's last turn; of plain `text`, nothing."""
-    return [question for row in rows if (question := _question(row, tokenizer)) is not None]
+def questions_in(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, most: int | None = None
+) -> list[Question]:
+    """Return what rows ask: of messages, all before the assistant's last turn; of plain `text`, nothing.
+
+    Args:
+        rows: `messages`, or `prompt` with a `completion`, a `chosen` one or another column that tells the answer. A
+            completion with the label of a bad one is no answer, and its row asks nothing.
+        tokenizer: The model's tokenizer.
+        most: Questions at most, of the first rows that ask; None for all.
+    """
+    asked = (question for row in rows if (question := _question(row, tokenizer)) is not None)
+    return list(islice(asked, most))
 
 
 def _question(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Question | None:
     if "messages" in row:
         messages: Sequence[Mapping[str, Any]] = row["messages"]
         last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        prompt, reference = messages[:last], messages[last].get("content") or ""
-    elif "prompt" not in row:
+        prompt: Any = messages[:last]
+        reference = messages[last].get("content") or ""
+    elif "prompt" not in row or not row.get("label", True):
         return None
-    elif isinstance(row["prompt"], str):
-        return Question(row["prompt"], row["completion"].strip(), has_specials=False)
     else:
-        prompt, reference = row["prompt"], row["completion"][-1].get("content") or ""
+        prompt, reference = row["prompt"], _text_of(_answer_in(row))
+    if isinstance(prompt, str):
+        return Question(prompt, reference.strip(), has_specials=False)
     if not prompt:
         return None
     text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
     return Question(text, reference.strip(), has_specials=True)
+
+
+def _answer_in(row: Mapping[str, Any]) -> Any:
+    """Return what a row with a prompt has for the right answer; nothing where it has only things to be rewarded by."""
+    names = [name for name in ("completion", "chosen") if name in row] or [name for name in row if name != "prompt"]
+    return row[names[0]] if names else ""
+
+
+def _text_of(answer: Any) -> str:
+    if isinstance(answer, list):
+        return str(answer[-1].get("content") or "")
+    return str(answer)
 
 
 def answers_to(
@@ -107,8 +133,9 @@ def answers_to(
 ) -> list[Answer]:
     """Return a model's greedy answers, in the order of the questions.
 
-    Prompts of similar length share a batch, padded on the left, so that each answer follows its prompt. An answer alone
-    and in a batch differ no more than the rounding of the arithmetic makes them.
+    Prompts of similar length share a batch, padded on the left, so that each answer follows its prompt; an
+    encoder-decoder's answer stands alone, and its prompts begin at the left. An answer alone and in a batch differ no
+    more than the rounding of the arithmetic makes them.
 
     Args:
         model: The model, in evaluation mode.
@@ -138,9 +165,14 @@ def _generated(
     width = max(map(len, prompts))
     filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     filler = 0 if filler is None else filler  # masked, so any token serves
+    stands_alone = bool(getattr(model.config, "is_encoder_decoder", False))
+
+    def padded(row: Sequence[int], gap: Sequence[int]) -> list[int]:
+        return [*row, *gap] if stands_alone else [*gap, *row]
+
     batch = {
-        "input_ids": [[filler] * (width - len(prompt)) + [*prompt] for prompt in prompts],
-        "attention_mask": [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts],
+        "input_ids": [padded(prompt, [filler] * (width - len(prompt))) for prompt in prompts],
+        "attention_mask": [padded([1] * len(prompt), [0] * (width - len(prompt))) for prompt in prompts],
     }
     tensors = {name: torch.tensor(rows, device=model.device) for name, rows in batch.items()}
     with torch.no_grad():
@@ -148,7 +180,7 @@ def _generated(
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     answers = []
-    for row in output[:, width:].tolist():
+    for row in output[:, 1 if stands_alone else width :].tolist():  # after the decoder's start, or after the prompt
         text: str = tokenizer.decode(row, skip_special_tokens=True)
         answers.append(Answer(text.strip(), is_cut=len(row) == max_new_tokens and not ends & set(row)))
     return answers

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ..adapters.stored_adapter import read_config
 from ..analysis.curve import Reading
 from ..analysis.passes import at_rest
-from ..analysis.subject import Subject, find_subject, training_rows
+from ..analysis.subject import LABELS, TEXT, Subject, find_subject, training_rows
 from ..cards.card import refresh_card
 from ..cards.comparisons import Comparison, merged_comparisons
 from ..cards.facts import Facts, Sample, read_facts, redact, write_text_atomically
@@ -141,7 +141,7 @@ def evaluate_adapter(
                    max_length=max_length, resamples=resamples)  # fmt: skip
     _check_full(full)
     check_harness(harness)
-    subject = find_subject(adapter, base=base, data=data, max_length=max_length, calibrated=False)
+    subject = find_subject(adapter, base=base, data=data, max_length=max_length, calibrated=False, tasks=(TEXT, LABELS))
     asked = Asked(
         metrics=checked_metrics(metrics, subject.classifies), samples=samples, max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -216,7 +216,7 @@ def _rows(subject: Subject, data: str | None, limit: int | None) -> tuple[list[R
         ConfigError: If there are none.
     """
     if subject.held_out is None:
-        raise ConfigError(f"{subject.folder} is no run folder of ours: give held-out rows with data= (--data)")
+        raise ConfigError(f"{subject.folder} tells no rows that it held out: give held-out rows with data= (--data)")
     whole: Any = subject.held_out
     known = subject.facts.data if subject.facts else None
     rows: list[Row] = list(sample_rows(whole, limit))

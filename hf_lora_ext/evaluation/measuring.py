@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..analysis.curve import Reading, encoded
 from ..analysis.passes import example_scores
-from ..data.labelled import label_indices
+from ..data.labels import label_indices
 from ..data.tokens import TokenExample
 from ..errors import ConfigError
 from ..metrics import load_metric
@@ -142,15 +142,15 @@ def label_rows(rows: Sequence[Row], labels: int, names: Sequence[str] | None, ma
     """Return labelled rows.
 
     Args:
-        rows: `text` and `label`.
+        rows: `text` and `label`, its number.
         labels: How many labels the classifier tells apart.
-        names: Their names, if they are known.
+        names: Their names, if they are known, for the note.
         max_length: Tokens of a text to keep.
 
     Raises:
         ConfigError: If a label is none of the classifier's.
     """
-    true = label_indices(rows, labels, names)
+    true = label_indices(rows, labels, None)
     commonest = max(set(true), key=lambda label: (true.count(label), -label))
     share = true.count(commonest) / len(true)
     notes = (

@@ -13,10 +13,11 @@ from ..models.sizes import ModelShape
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig
-    from transformers import BitsAndBytesConfig, TrainerCallback
+    from transformers import BitsAndBytesConfig, TrainerCallback, TrainingArguments
     from trl import SFTConfig
 
     from ..memory.fitting import Fit
+    from ..runs.trainer_kinds import Trainer
 
 __all__ = ["Preset"]
 
@@ -144,7 +145,38 @@ class Preset:
 
         return sft_config(self, output_dir, **overrides)
 
-    def optimizer_cls_and_kwargs(self, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+    def training_config(self, trainer: Trainer, output_dir: str, **overrides: Any) -> Any:
+        """Return the configuration of a trainer that trains this preset on the hardware at hand.
+
+        The learning rate is the trainer's own, and where an example is two sequences, they share one's memory.
+
+        Args:
+            trainer: `"sft"`, `"dpo"`, `"kto"`, `"reward"`, `"grpo"`, `"rloo"`, `"classification"` (transformers'
+                Trainer) or `"seq2seq"`.
+            output_dir: Folder for checkpoints.
+            **overrides: Any field of the configuration; it replaces the preset's value.
+
+        Raises:
+            ConfigError: If the trainer is not known or does not work with the preset, or an override is not a field.
+        """
+        from ..runs.training import training_config
+
+        return training_config(self, trainer, output_dir, **overrides)
+
+    def adapter_config(self, trainer: Trainer) -> PeftConfig:
+        """Return a new peft configuration of this preset's adapter for a trainer: `peft_config` is the one for SFT.
+
+        Args:
+            trainer: A name as `training_config` takes it; classifiers and reward models train a new head as well.
+
+        Raises:
+            ConfigError: If the trainer is not known.
+        """
+        from ..runs.training import adapter_config
+
+        return adapter_config(self, trainer)
+
+    def optimizer_cls_and_kwargs(self, args: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:
         """Return what the trainer's argument of this name takes: LoRA+'s optimizer, None for the other choices.
 
         Args:

@@ -14,7 +14,7 @@ from ..adapters.peft_seam import describe_saved
 from ..adapters.stored_adapter import StoredAdapter, check_against_config, read_config, read_stored_adapter
 from ..cards.facts import BaseModelFacts, Facts, read_facts
 from ..cards.licences import LICENCE_TERMS
-from ..errors import ConfigError, UnfitError
+from ..errors import AdapterError, ConfigError, UnfitError
 from ..hub import HubModel
 from ..hub.landing import RemoteFile
 from ..hub.repository import is_public_dataset, stored_token
@@ -103,9 +103,9 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     folder = gathered.folder
     config = read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
-    check_against_config(folder / WEIGHTS, stored, config)
     own = _text(folder, CARD) if (folder / CARD).is_file() else None
     private = _private_names(gathered, token, frozenset(request.allow))
+    _check_weights(folder, stored, config, private)
     changes, facts = _cut(folder, config, private)
     recorded = config.get("base_model_name_or_path")
     said = card_metadata_of(own) if own else {}
@@ -269,6 +269,18 @@ def _in_the_users_lines(leaks: Iterable[Leak], own: str | None, card: str) -> It
     shift = card.count("\n") - own.count("\n") if own is not None else 0
     for leak in leaks:
         yield replace(leak, line=max(1, leak.line - shift)) if leak.file == CARD else leak
+
+
+def _check_weights(folder: Path, stored: StoredAdapter, config: dict[str, Any], private: PrivateNames) -> None:
+    """Check weights and config; what is wrong with them is told only if nothing private is in its words."""
+    try:
+        check_against_config(folder / WEIGHTS, stored, config)
+    except AdapterError as error:
+        if any(_leaks_in(WEIGHTS, str(error), private)):
+            leaks = list(_scan(folder, stored, private))
+            may_be_allowed = not all(leak.is_secret for leak in leaks)
+            raise UnfitError(_refusal([*map(str, leaks)], may_be_allowed=may_be_allowed)) from None
+        raise
 
 
 def _scan(folder: Path, stored: StoredAdapter, private: PrivateNames) -> Iterator[Leak]:

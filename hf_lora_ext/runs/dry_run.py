@@ -16,9 +16,12 @@ from ..data.tokens import IGNORED, TokenExample, encode_examples
 from ..errors import ConfigError
 from ..models.base_models import BaseModel, find_base_model
 from ..presets.configuration import Preset
+from .building import check_model, without_weights
 from .recipe import Recipe
 from .recipe_plan import MemoryNeed, declared_preset, memory_need, preset_here
+from .rewards import reward_columns
 from .run_folder import owned_folder
+from .trainer_kinds import Trainer, config_fields, trainer_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +30,8 @@ __all__ = ["DryRun", "Piece", "dry_run"]
 
 MOST_ROWS: Final = 2_000
 """Training examples that are counted token by token; of more, the rest is estimated from these."""
-_SHOWN_FORMS: Final = ("prompt-completion", "messages", "text")
-"""Forms whose tokens and labels are known here."""
+_SHOWN_TRAINER: Final = "sft"
+"""The trainer whose tokens and labels are known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ class DryRun:
 
     @property
     def batch_note(self) -> str:
-        """Why the first batch that trains may be another than the one here; empty if it is this one."""
+        """Why the first batch that trains is not here, or may be another; empty if it is this one."""
+        if self.recipe.trainer != _SHOWN_TRAINER:
+            return f"not shown: tokens are known here for trainer {_SHOWN_TRAINER}, not {self.recipe.trainer}"
         if self.recipe.training.get("packing", self.preset.packing):
             return "before packing puts several examples into a row"
         if self.is_estimated:
@@ -129,20 +134,20 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     """
     from transformers import AutoTokenizer
 
-    from .training import sft_config
+    from .training import training_config
 
     owned_folder(recipe)
-    examples = load_examples(recipe.data)
+    kind = trainer_kind(recipe.trainer)
+    examples = load_examples(recipe.data, kind.forms, reward_columns(recipe.rewards or ()))
     base = find_base_model(recipe.model, recipe.revision)
     chosen, note, processes = _planned(recipe, base, len(examples.train), processes)
+    check_model(recipe.trainer, chosen.shape)
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
-    args = sft_config(chosen, recipe.output_dir, **recipe.training)
-    each_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    passes = ceil(len(examples.train) / (args.per_device_train_batch_size * processes))
-    per_epoch = max(1, ceil(passes / args.gradient_accumulation_steps))
-    trained, at_start = _trained(chosen, base)
-    size = args.per_device_train_batch_size
-    tokens, counted, batch = _tokens(recipe, examples, tokenizer, args.max_length, size)
+    fields = config_fields(recipe.trainer, recipe.training)
+    args = training_config(chosen, recipe.trainer, recipe.output_dir, **fields)
+    each_step, per_epoch = _step_sizes(args, len(examples.train), processes, samples=kind.has_rewards)
+    trained, at_start = _trained(chosen, base, recipe.trainer, examples.labels)
+    tokens, counted, batch = _tokens(recipe, examples, tokenizer, args)
     return DryRun(
         recipe=recipe,
         preset=chosen,
@@ -174,39 +179,53 @@ def _planned(recipe: Recipe, base: BaseModel, examples: int, processes: int) -> 
         return chosen, note, chosen.hardware.devices
 
 
-def _trained(chosen: Preset, base: BaseModel) -> tuple[dict[str, tuple[int, ...]], int]:
+def _trained(
+    chosen: Preset, base: BaseModel, trainer: Trainer, labels: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], int]:
     """Return what trains in the end, by shape, and how many parameters do at the start."""
     from ..adapters.unloaded import trained_shapes
     from .training import adapter_config
 
+    def shapes_of(preset: Preset) -> dict[str, tuple[int, ...]]:
+        return trained_shapes(without_weights(trainer, base, labels), adapter_config(preset, trainer))
+
     try:
-        shapes = trained_shapes(_without_weights(base), adapter_config(chosen))
+        shapes = shapes_of(chosen)
     except ValueError as error:
         raise ConfigError(f"peft refuses this adapter: {str(error).splitlines()[0]}") from error
     if chosen.start_factor == 1:
         return shapes, sum(map(prod, shapes.values()))
-    wide = adapter_config(replace(chosen, rank=chosen.rank * chosen.start_factor))
-    return shapes, sum(map(prod, trained_shapes(_without_weights(base), wide).values()))
+    wide = shapes_of(replace(chosen, rank=chosen.rank * chosen.start_factor))
+    return shapes, sum(map(prod, wide.values()))
 
 
-def _without_weights(base: BaseModel) -> Any:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _step_sizes(args: Any, examples: int, processes: int, *, samples: bool) -> tuple[int, int]:
+    """Return the examples that an optimizer step sees, and the steps of one pass over all.
 
-    config = AutoConfig.from_pretrained(base.path, revision=base.revision)
-    config.quantization_config = None  # packed weights have other shapes, and what trains has not
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    Args:
+        args: The trainer's configuration.
+        examples: Examples to train on.
+        processes: How many share the work.
+        samples: Whether a batch is of completions, several of a prompt, as TRL's RepeatSampler gives them out.
+    """
+    batch, accumulation = args.per_device_train_batch_size * processes, args.gradient_accumulation_steps
+    each_step, passes = batch * accumulation, ceil(examples / batch)
+    if samples:
+        prompts = batch * args.steps_per_generation // args.num_generations
+        passes = examples // prompts * args.num_iterations * args.steps_per_generation
+        each_step //= args.num_generations
+    return each_step, max(1, ceil(passes / accumulation))
 
 
 def _tokens(
-    recipe: Recipe, examples: Examples, tokenizer: PreTrainedTokenizerBase, longest: int | None, size: int
+    recipe: Recipe, examples: Examples, tokenizer: PreTrainedTokenizerBase, args: Any
 ) -> tuple[int | None, int | None, Sequence[TokenExample]]:
-    """Return the tokens of a pass, those that the loss counts, and the first batch."""
+    """Return the tokens of a pass, those that the loss counts, and the first batch, as far as they are known here."""
     from .training import assistant_template, counts_assistant_only
 
-    if examples.form not in _SHOWN_FORMS:
+    if recipe.trainer != _SHOWN_TRAINER:
         return None, None, ()
+    longest, size = args.max_length, args.per_device_train_batch_size
     alone = counts_assistant_only(tokenizer, examples.form, recipe.training.get("assistant_only_loss"))
     all_count = recipe.training.get("completion_only_loss") is False
 

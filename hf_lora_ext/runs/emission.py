@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..adapters.adalora_schedule import ADALORA_SCHEDULE
 from ..choices.run import LORAPLUS, LORAPLUS_RATIO
+from ..data.forms import FORMS
 from ..errors import ConfigError
 from ..presets.arguments import adapter_arguments, callback_arguments, quantisation_arguments, training_arguments
 from ..strict_yaml import dump_yaml
 from .recipe import parse_recipe
+from .rewards import MODEL, REWARDS
+from .trainer_kinds import COMMON_FIELDS, kind_arguments, trainer_kind
 
 if TYPE_CHECKING:
     from ..presets.configuration import Preset
+    from .trainer_kinds import Trainer
 
 __all__ = ["python_script", "recipe_yaml"]
 
@@ -80,29 +84,53 @@ def python_script(preset: Preset, *, data: str, output_dir: str, transformers: s
     return "\n\n".join(parts) + "\n"
 
 
-def recipe_yaml(preset: Preset, *, data: str, output_dir: str) -> str:
+def recipe_yaml(preset: Preset, *, data: str, output_dir: str, trainer: Trainer = "sft") -> str:
     """Return a recipe that `load_recipe` takes and that gives the same preset, each value with its reason.
 
     Args:
         preset: What to write.
         data: The examples, as `data.source` of a recipe.
         output_dir: The run folder.
+        trainer: How it learns: a name in `trainer_kinds.TRAINER_KINDS`.
 
     Raises:
-        ConfigError: If the preset names no model to load, or cannot be said in a recipe.
+        ConfigError: If the preset names no model to load, cannot be said in a recipe, or does not go with the trainer.
     """
-    items = [_Item("model", _model_of(preset)), _Item("output_dir", output_dir), _Item("data", {"source": data})]
+    kind = trainer_kind(trainer)
+    items = [_Item("model", _model_of(preset)), _Item("output_dir", output_dir)]
+    items += [_Item("trainer", trainer, kind.trainer), *([_REWARDS] if kind.has_rewards else [])]
+    items.append(
+        _Item("data", {"source": data}, f"rows of {', or '.join(' + '.join(FORMS[form]) for form in kind.forms)}")
+    )
     adapter = [] if preset.method == "prefix" else ["rank", "alpha", "dropout", "targets"]
     pinned = ["method", "init", *adapter, "optimizer", "attention", "sharding"]
     items += [_Item(name, _plain(getattr(preset, name)), _why(preset, name)) for name in pinned]
     items += [_Item(name, value, _why(preset, name)) for name, value in _where_asked(preset).items()]
-    training = [_Item(name, getattr(preset, choice), _why(preset, choice)) for name, choice in _RECIPE_FIELDS.items()]
+    training = _training_of(preset, trainer)
     parse_recipe({**{item.name: item.value for item in items}, "training": {i.name: i.value for i in training}})
     lines = [f"# {line}" for line in _about(preset)]
     lines += ["# Command:  hf-lora train THIS_FILE, on such hardware; the precision follows the device that it finds."]
     lines += [line for item in items for line in _yaml_lines(item, "")]
     lines += ["training:", *(line for item in training for line in _yaml_lines(item, "  "))]
     return "\n".join(lines) + "\n"
+
+
+def _training_of(preset: Preset, trainer: Trainer) -> list[_Item]:
+    """Return the fields of the trainer's configuration, with the reason why one is not what SFT is given."""
+    kind = trainer_kind(trainer)
+    of_sft = training_arguments(preset, "activation_checkpointing")
+    given = kind_arguments(trainer, of_sft, {})
+    own = {"learning_rate": kind.source} | dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        f"as {kind.trainer} needs it; SFT's would be {{}}",
+    )
+    return [
+        _Item(
+            name, given[name], _why(preset, choice) if given[name] == of_sft[name] else own[name].format(of_sft[name])
+        )
+        for name, choice in _RECIPE_FIELDS.items()
+        if name in COMMON_FIELDS or name in kind.fields
+    ]
 
 
 def _where_asked(preset: Preset) -> dict[str, Any]:
@@ -128,6 +156,11 @@ _RECIPE_FIELDS: Final = {
     "activation_checkpointing": "activation_checkpointing",
 }
 """SFTConfig field of a recipe → the preset's value."""
+_REWARDS: Final = _Item(
+    "rewards",
+    [{"reward": "length", "characters": 200}],
+    f"what is a good answer, by one or more of {', '.join(REWARDS)}, {MODEL} (a reward model)",
+)
 _RENAMED_IN: Final = (5, 23)
 """Release of transformers that renamed gradient_checkpointing to activation_checkpointing."""
 

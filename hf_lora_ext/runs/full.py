@@ -45,7 +45,7 @@ def run_full(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> Facts
 
 def _train(recipe: Recipe, folder: RunFolder, callbacks: Sequence[TrainerCallback]) -> Facts:
     from ..callbacks import EvaluateAtEnd, FactsCallback
-    from .training import build_trainer
+    from .building import build_trainer
 
     examples = load_examples(recipe.data)
     base = find_base_model(recipe.model, recipe.revision)

@@ -15,26 +15,14 @@ from ..choices.advice import TASKS, Task
 from ..choices.methods import INITS, METHODS, Method, check_features
 from ..choices.run import ATTENTIONS, OPTIMIZERS, SHARDINGS, RunWishes, Sharding, check_run, run_features
 from ..choices.wishes import LoraWishes, check_wishes, wish_features
+from ..data.forms import COLUMNS
 from ..errors import ConfigError
 from ..strict_yaml import dump_yaml, kind_of, read_mapping, read_yaml
 from .declared import HardwareChoice, hardware_problems
 from .evaluate_choice import EvaluateChoice, evaluate_problems
 from .push_choice import PushChoice, push_problems
-from .recipe_rules import (
-    FRACTION,
-    FROM_0,
-    FROM_1,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SWITCH,
-    TEXT,
-    Rule,
-    find_problems,
-    is_names,
-    is_whole,
-    one_of,
-)
-from .trackers import TRACKERS, trackers_in
+from .recipe_rules import FRACTION, FROM_0, FROM_1, SWITCH, TEXT, Rule, find_problems, is_names, is_whole, one_of
+from .trainer_kinds import TRAINERS, Trainer, trainer_problems
 
 __all__ = [
     "DataChoice",
@@ -86,6 +74,10 @@ class Recipe:
     """The examples."""
     revision: str | None = None
     """Revision of the base model on the Hub."""
+    trainer: Trainer = "sft"
+    """How it learns: a name in `trainer_kinds.TRAINER_KINDS`."""
+    rewards: tuple[Mapping[str, Any], ...] | None = None
+    """What completions are rewarded by, under `grpo` and `rloo`: names in `rewards.REWARDS` with their settings."""
     method: Method = "lora"
     """What is trained and how the base is held: a name in `methods.METHODS`."""
     init: str | None = None
@@ -113,7 +105,7 @@ class Recipe:
     sharding: Sharding | None = None
     """How several devices share the work."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """SFTConfig fields that replace the preset's."""
+    """Fields of the trainer's configuration that replace the preset's."""
     samples: int = 3
     """Held-out examples answered by base and adapter at the end."""
     overfitting: Literal["warn", "stop", "best", "ignore"] | None = None
@@ -152,6 +144,8 @@ _RECIPE_RULES: Final = {
     "output_dir": TEXT,
     "data": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `source`"),
     "revision": TEXT,
+    "trainer": one_of(*TRAINERS),
+    "rewards": Rule(lambda v: isinstance(v, (list, tuple)) and bool(v), "a list of rewards"),
     "method": one_of(*METHODS),
     "init": one_of(*INITS),
     "optimizer": one_of(*OPTIMIZERS),
@@ -167,7 +161,7 @@ _RECIPE_RULES: Final = {
         lambda v: isinstance(v, (list, tuple)) and bool(v) and all(is_whole(x, 0) for x in v), "a list of token ids"
     ),
     "adaptive_rank": SWITCH,
-    "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of SFTConfig fields"),
+    "training": Rule(lambda v: isinstance(v, Mapping), "a mapping of fields of the trainer's configuration"),
     "samples": FROM_0,
     "overfitting": one_of("warn", "stop", "best", "ignore"),
     "evaluate": Rule(lambda v: isinstance(v, Mapping), "a mapping with at least `metrics`"),
@@ -181,12 +175,8 @@ _DATA_RULES: Final = {
     "split": TEXT,
     "revision": TEXT,
     "columns": Rule(
-        lambda v: (
-            isinstance(v, Mapping)
-            and set(v) <= {"prompt", "completion", "messages", "text"}
-            and is_names([*v.values(), "x"])
-        ),
-        "a mapping from prompt, completion, messages or text to a column of yours",
+        lambda v: isinstance(v, Mapping) and set(v) <= COLUMNS and is_names([*v.values(), "x"]),
+        f"a mapping from {', '.join(sorted(COLUMNS))} to a column of yours",
     ),
     "group_by": TEXT,
     "eval_fraction": FRACTION,
@@ -194,45 +184,13 @@ _DATA_RULES: Final = {
     "eval_examples": FROM_1,
     "max_characters": FROM_1,
 }
-TRAINING_RULES: Final = {
-    "activation_checkpointing": SWITCH,
-    "assistant_only_loss": SWITCH,
-    "bf16": SWITCH,
-    "completion_only_loss": SWITCH,
-    "dataloader_num_workers": FROM_0,
-    "eval_steps": FROM_1,
-    "fp16": SWITCH,
-    "gradient_accumulation_steps": FROM_1,
-    "learning_rate": POSITIVE,
-    "logging_steps": FROM_1,
-    "lr_scheduler_type": TEXT,
-    "max_grad_norm": NOT_NEGATIVE,
-    "max_length": FROM_1,
-    "max_steps": FROM_1,
-    "neftune_noise_alpha": POSITIVE,
-    "num_train_epochs": POSITIVE,
-    "optim": TEXT,
-    "packing": SWITCH,
-    "per_device_eval_batch_size": FROM_1,
-    "per_device_train_batch_size": FROM_1,
-    "report_to": Rule(
-        lambda v: (isinstance(v, str) or is_names(v)) and set(trackers_in(v)) <= set(TRACKERS),
-        f"{', '.join(TRACKERS)}, a list of them, or none",
-    ),
-    "save_steps": FROM_1,
-    "save_total_limit": FROM_1,
-    "use_cpu": SWITCH,
-    "warmup_steps": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-}
-"""SFTConfig fields that a recipe may set, by the names that transformers and TRL give them."""
 
 
 def validate(raw: Mapping[str, Any]) -> list[str]:
     """Return every problem of a raw recipe, one line each; empty when it is right."""
     raw = _given(raw)
     problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
-    data, training, push = raw.get("data"), raw.get("training"), raw.get("push")
+    data, push = raw.get("data"), raw.get("push")
     if isinstance(measured := raw.get("evaluate"), Mapping):
         problems += evaluate_problems(measured)
     if isinstance(data, Mapping):
@@ -241,12 +199,7 @@ def validate(raw: Mapping[str, Any]) -> list[str]:
             problems.append("data.eval_source and data.eval_fraction exclude each other; remove one")
         if not data.get("eval_source") and data.get("eval_fraction") == 0:
             problems.append("data.eval_fraction: found 0 without eval_source; a held-out set is needed, e.g. 0.1")
-    if isinstance(training, Mapping):
-        problems += find_problems(training, TRAINING_RULES, prefix="training.")
-        if {"max_steps", "num_train_epochs"} <= set(training):
-            problems.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
-        if training.get("bf16") and training.get("fp16"):
-            problems.append("training.bf16 and training.fp16 exclude each other; remove one")
+    problems += trainer_problems(raw)
     if isinstance(push, Mapping):
         problems += push_problems(push)
     if isinstance(hardware := raw.get("hardware"), Mapping):
@@ -279,6 +232,7 @@ def _conflicts(raw: Mapping[str, Any]) -> list[str]:
         check_wishes(method, wishes)
         asked = {"checkpointing"} if training.get("activation_checkpointing") else set()
         asked |= {"packing"} if training.get("packing") else set()
+        asked |= {f"trainer {raw.get('trainer', 'sft')}"} | wish_features(wishes)
         check_features(run_features(method, run) | asked)
     except ConfigError as error:
         return [str(error)]

@@ -21,6 +21,7 @@ from ..presets.configuration import Preset
 from ..presets.preset import decide, preset
 from .declared import shortfall
 from .recipe import Recipe
+from .trainer_kinds import trainer_kind
 
 __all__ = ["MemoryNeed", "check_launched", "declared_preset", "memory_need", "preset_for", "preset_here"]
 
@@ -94,14 +95,15 @@ def declared_preset(recipe: Recipe) -> Preset:
 
 
 def memory_need(chosen: Preset, recipe: Recipe) -> MemoryNeed:
-    """Return what a recipe's run needs, with its own batch where it names one."""
+    """Return what a recipe's run needs, with its own batch where it names one, whose examples may be two sequences."""
     if chosen.found is None:
         if chosen.hardware.kind == "cuda":
             return MemoryNeed(needed_gib=None, available_gib=chosen.hardware.memory_gib)
         least = least_host_bytes(chosen.shape, chosen.choices) / GIB
         return MemoryNeed(needed_gib=least, available_gib=chosen.hardware.host_memory_gib, is_lower_bound=True)
+    batch = recipe.training.get("per_device_train_batch_size")
     own = {
-        "micro_batch": recipe.training.get("per_device_train_batch_size"),
+        "micro_batch": None if batch is None else batch * trainer_kind(recipe.trainer).rows,
         "accumulation": recipe.training.get("gradient_accumulation_steps"),
         "checkpointing": recipe.training.get("activation_checkpointing"),
     }

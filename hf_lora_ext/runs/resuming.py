@@ -14,7 +14,7 @@ __all__ = ["train"]
 
 
 class _NothingLeft(Exception):
-    """The checkpoint is that of the last step."""
+    """The checkpoint is that of a run's last step."""
 
 
 class _StopAtTheEnd(TrainerCallback):
@@ -23,8 +23,8 @@ class _StopAtTheEnd(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raise if there is no step to take."""
-        if state.global_step >= state.max_steps:
+        """Raise if there is no step to take, or a callback has said so when the run began."""
+        if state.global_step >= state.max_steps or control.should_training_stop:
             raise _NothingLeft
 
 

@@ -24,17 +24,19 @@ from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
+from .building import check_model
 from .evaluate_choice import EvaluateChoice
 from .processes import by_first, find_processes, first_then_others
 from .push_choice import PushChoice
 from .recipe import Recipe, dump_recipe
 from .recipe_plan import check_launched, preset_here
+from .rewards import MODEL, reward_columns
 from .run_folder import RunFolder, checkpoint_to_resume, claimed, owned_folder
 from .trackers import check_trackers
+from .trainer_kinds import config_fields, trainer_kind
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
+    from transformers import Trainer, TrainerCallback
 
     from ..callbacks.progress import Bar
     from ..push.plan import PushResult
@@ -80,7 +82,7 @@ def run_recipe(
         PushError: If the Hub would not take what the recipe says to push, before training; what fails after it is
             told in the result.
     """
-    here = find_processes()
+    here, kind = find_processes(), trainer_kind(recipe.trainer)
     say = say if here.is_first else _nothing
     if (done := by_first(lambda: _finished(recipe, say))) is not None:
         return done
@@ -91,17 +93,20 @@ def run_recipe(
     if (push := recipe.push) is not None:
         by_first(lambda: _check_push(push, say))
     say(f"data     {recipe.data.source}")
-    examples = first_then_others(lambda: load_examples(recipe.data))
+    columns = reward_columns(recipe.rewards or ())
+    examples = first_then_others(lambda: load_examples(recipe.data, kind.forms, columns))
     say(f"         {len(examples.train):,} to train on, {len(examples.held_out):,} held out ({examples.form})")
     say(f"         {examples.facts.note}")
     say(f"model    {recipe.model}")
     base = first_then_others(lambda: find_base_model(recipe.model, recipe.revision))
     chosen, note = preset_here(recipe, base.path, len(examples.train), gpus=here.local_size, machines=here.machines)
+    check_model(recipe.trainer, chosen.shape)
     if note:
         say(f"hardware {note}")
     check_launched(chosen.sharding)
     if base.facts.note:
         say(f"         {base.facts.note}")
+    say(f"trainer  {kind.trainer}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
     if here.size > 1:
         say(f"         {here.size} processes, each with a batch of its own")
@@ -109,7 +114,7 @@ def run_recipe(
     from ..callbacks import ProgressLines
 
     with _claimed_by_first(recipe, needed_bytes=_disk_needed(chosen)) as folder:
-        return _train(recipe, folder, examples, base, chosen, say, [ProgressLines(say, bar), *callbacks])
+        return _train(recipe, folder, examples, base, chosen, say, [ProgressLines(say, bar, kind.measured), *callbacks])
 
 
 def _nothing(line: str) -> None:
@@ -160,19 +165,22 @@ def _train(
     from .resuming import train
     from .sharded import is_sharded, save_sharded
 
+    kind = trainer_kind(recipe.trainer)
     checkpoint = by_first(lambda: checkpoint_to_resume(folder.checkpoints, find_processes().size))
-    args = chosen.sft_config(str(folder.checkpoints), **trainer_settings(recipe, resuming=checkpoint is not None))
+    settings = trainer_settings(recipe, resuming=checkpoint is not None)
+    args = chosen.training_config(recipe.trainer, str(folder.checkpoints), **settings)
     gather = FactsCallback(
         path=folder.facts,
         data=examples.facts,
         base_model=_sized(base, chosen),
         recipe=_portable_recipe(recipe),
+        method=recipe.trainer,
     )
     say("training" if checkpoint is None else f"resuming from {checkpoint.name}")
-    assistant_only = recipe.training.get("assistant_only_loss")
-    watch = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=chosen.found)]
+    plan = None if kind.has_rewards else chosen.found  # completions being generated are not planned
+    watch = [*_watching(recipe, chosen, len(examples.train)), ResourceCallback(plan=plan)]
     callbacks = [*watch, EvaluateAtEnd(), gather, TrainLog(folder.log), *_pushing(recipe.push, say), *more]
-    trainer = _build(chosen, base, examples, args, callbacks, assistant_only)
+    trainer = _build(recipe, chosen, base, examples, args, callbacks)
     if examples.form == "messages":
         say(f"loss     on {'the assistant turns alone' if trainer.args.assistant_only_loss else 'all turns'}")
     train(trainer, checkpoint)
@@ -183,7 +191,7 @@ def _train(
 
 
 def _ended(
-    recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, checkpoint: Path | None, say: Say
+    recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples, checkpoint: Path | None, say: Say
 ) -> RunResult:
     """Complete the folder and publish it: the first process's part."""
     facts = _finish(recipe, folder, trainer, examples, say)
@@ -192,10 +200,17 @@ def _ended(
 
 
 def _watching(recipe: Recipe, chosen: Preset, examples: int) -> list[TrainerCallback]:
-    """Return the callback that watches for overfitting, where the recipe or the number of examples asks for it."""
+    """Return the callback that watches for overfitting, where the recipe or the number of examples asks for it.
+
+    None watches a loss that says nothing.
+    """
     from ..callbacks import OverfitCallback
 
-    if recipe.overfitting == "ignore" or (recipe.overfitting is None and overfitting_risk(examples) is None):
+    if (
+        "loss" in trainer_kind(recipe.trainer).untold
+        or recipe.overfitting == "ignore"
+        or (recipe.overfitting is None and overfitting_risk(examples) is None)
+    ):
         return []
     return [OverfitCallback(**overfit_arguments(recipe.method, chosen.sharding, recipe.overfitting)[1])]
 
@@ -246,7 +261,7 @@ def _published(recipe: Recipe, result: RunResult, say: Say) -> RunResult:
 
 
 def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
-    """Return SFTConfig fields: evaluate at the start, at regular steps and at the end; keep two checkpoints."""
+    """Return fields of the trainer's configuration: evaluate at the start and regularly; keep two checkpoints."""
     settings: dict[str, Any] = {
         "seed": recipe.seed,
         "report_to": "none",
@@ -258,20 +273,29 @@ def trainer_settings(recipe: Recipe, resuming: bool) -> dict[str, Any]:
         "save_total_limit": 2,
         "logging_steps": 10,
     }
-    settings |= recipe.training
+    settings |= config_fields(recipe.trainer, recipe.training)
     if settings.get("bf16") or settings.get("fp16"):
         settings = {"bf16": False, "fp16": False} | settings
     return settings
 
 
 def _build(
-    chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any], assistant_only: bool | None
-) -> SFTTrainer:
+    recipe: Recipe, chosen: Preset, base: BaseModel, examples: Examples, args: Any, callbacks: list[Any]
+) -> Trainer:
     """Build the trainer, turning peft's and trl's own complaints about the recipe into ours."""
-    from .training import build_trainer
+    from .building import build_trainer
 
     try:
-        return build_trainer(chosen, base, examples, args, callbacks, assistant_only)
+        return build_trainer(
+            chosen,
+            base,
+            examples,
+            args,
+            callbacks,
+            recipe.training.get("assistant_only_loss"),
+            trainer=recipe.trainer,
+            rewards=recipe.rewards or (),
+        )
     except ConfigError:
         raise
     except ValueError as error:
@@ -291,13 +315,17 @@ def _portable_recipe(recipe: Recipe) -> str:
     source, held = recipe.data.source, recipe.data.eval_source
     data = replace(recipe.data, source=redact(source), eval_source=redact(held))
     model = Path(recipe.model).resolve().name if Path(recipe.model).is_dir() else recipe.model
-    return dump_recipe(replace(recipe, model=model, data=data, output_dir=redact(recipe.output_dir), push=None))
+    rewards = recipe.rewards and tuple(
+        {key: redact(value) if key == MODEL else value for key, value in reward.items()} for reward in recipe.rewards
+    )
+    portable = replace(recipe, model=model, data=data, rewards=rewards, output_dir=redact(recipe.output_dir), push=None)
+    return dump_recipe(portable)
 
 
-def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Examples, say: Say) -> Facts:
+def _finish(recipe: Recipe, folder: RunFolder, trainer: Trainer, examples: Examples, say: Say) -> Facts:
     """Save the adapter, complete the facts, draw the plot and write the card; the facts come last and end the run."""
     from ..adapters.peft_seam import describe_saved, save_adapter
-    from ..callbacks.facts import loss_title, pictures_beside
+    from ..callbacks.facts import curve_label, loss_title, pictures_beside
     from ..evaluation.answers import answer_samples
     from ..plots import plot_loss
     from .sharded import is_sharded
@@ -310,25 +338,25 @@ def _finish(recipe: Recipe, folder: RunFolder, trainer: SFTTrainer, examples: Ex
         shutil.copy(history, folder.root)
     facts = read_facts(folder.facts)
     compared = _compared(recipe, trainer, examples, say)
-    wanted = 0 if is_sharded(trainer) else recipe.samples  # parts of a model answer only all together
-    rows = examples.held_out.select(range(min(wanted, len(examples.held_out))))
+    can_answer = trainer_kind(recipe.trainer).answers and not is_sharded(trainer)  # parts answer only all together
+    wanted = recipe.samples if can_answer else 0
     facts = replace(
         facts,
-        samples=answer_samples(trainer.model, trainer.processing_class, rows),
+        samples=answer_samples(trainer.model, trainer.processing_class, examples.held_out, most=wanted),
         comparisons=compared,
         adapter=_as_saved(facts.adapter, describe_saved(folder.root)),
         evaluation=_of_the_base(facts.evaluation, recipe.init),
         run={**facts.run, "finished": True},
     )
     facts = Facts.from_dict(redact(facts.to_dict(), private_folders(folder.root)))
-    plot_loss(facts.loss_history, folder.loss_curve, loss_title(facts))
+    plot_loss(facts.loss_history, folder.loss_curve, loss_title(facts), curve_label(facts))
     facts = replace(facts, pictures=pictures_beside(folder.root, facts))
     write_text_atomically(folder.card, render_card(facts))  # over the one that peft wrote with the adapter
     write_text_atomically(folder.facts, facts.to_json())
     return facts
 
 
-def _compared(recipe: Recipe, trainer: SFTTrainer, examples: Examples, say: Say) -> tuple[Comparison, ...]:
+def _compared(recipe: Recipe, trainer: Trainer, examples: Examples, say: Say) -> tuple[Comparison, ...]:
     """Return what the recipe wants measured of base and adapter, now that the last step is done."""
     from ..analysis.curve import Reading
     from ..evaluation.comparing import compare_at_end

@@ -47,11 +47,6 @@ class ShippedRecipe:
         return None if self.recipe.hardware is None else declared_preset(self.recipe)
 
     @property
-    def trainer(self) -> str:
-        """What trains it."""
-        return str(getattr(self.recipe, "trainer", "sft"))
-
-    @property
     def memory(self) -> str:
         """What our planner says that it takes of the declared hardware; empty without."""
         return "" if self.preset is None else memory_words(self.preset, self.recipe)
@@ -63,7 +58,7 @@ class ShippedRecipe:
         return {
             "name": self.name,
             "purpose": " ".join(self.header["purpose"]),
-            "trainer": self.trainer,
+            "trainer": recipe.trainer,
             "model": recipe.model,
             "method": recipe.method,
             "rank": recipe.rank if made is None else made.rank,

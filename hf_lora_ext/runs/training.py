@@ -1,6 +1,7 @@
-"""The one seam to TRL: builds the objects that peft, transformers, bitsandbytes and trl take for a preset.
+"""One half of the seam to TRL: the objects that peft, transformers, bitsandbytes and trl take for a preset.
 
-Nothing heavy is imported at module top, so that a preset costs nothing until one of its objects is wanted.
+`building` puts them together to a trainer. Nothing heavy is imported at module top, so that a preset costs nothing
+until one of its objects is wanted.
 """
 
 from __future__ import annotations
@@ -22,40 +23,38 @@ from ..presets.arguments import (
     training_arguments,
     watch_arguments,
 )
+from .trainer_kinds import TrainerKind, kind_arguments, trainer_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from peft import PeftConfig, PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig, TrainerCallback, TrainingArguments
+    from trl import SFTConfig
 
-    from ..data.examples import Examples
-    from ..models.base_models import BaseModel
     from ..presets.configuration import Preset
+    from .trainer_kinds import Trainer
 
 __all__ = [
     "adapter_config",
     "all_callbacks",
     "assistant_template",
-    "build_trainer",
     "counts_assistant_only",
-    "load_adapted",
-    "load_whole",
+    "library_class",
     "marks_assistant",
     "method_callbacks",
     "model_kwargs",
     "optimizer_cls_and_kwargs",
     "quantization_config",
     "sft_config",
+    "training_config",
 ]
 
 logger = logging.getLogger(__name__)
 
 
-def adapter_config(preset: Preset) -> PeftConfig:
-    """Return the preset's adapter as a new peft configuration, or a copy of the user's own."""
+def adapter_config(preset: Preset, trainer: Trainer = "sft") -> PeftConfig:
+    """Return the preset's adapter for a trainer as a new peft configuration, or a copy of the user's own."""
     if preset.own_lora_config is not None:
         own = copy.deepcopy(preset.own_lora_config)
         if init_facts(preset.init).by_callback:
@@ -64,7 +63,7 @@ def adapter_config(preset: Preset) -> PeftConfig:
     import peft
 
     kind, given = adapter_arguments(preset)
-    return getattr(peft, kind)(**given)
+    return getattr(peft, kind)(**{**given, "task_type": trainer_kind(trainer).task_type})
 
 
 def quantization_config(preset: Preset) -> BitsAndBytesConfig | None:
@@ -91,7 +90,7 @@ class LoraPlus:
         return create_loraplus_optimizer(model, torch.optim.AdamW, **kwargs)
 
 
-def optimizer_cls_and_kwargs(preset: Preset, args: SFTConfig) -> tuple[Any, dict[str, Any]] | None:
+def optimizer_cls_and_kwargs(preset: Preset, args: TrainingArguments) -> tuple[Any, dict[str, Any]] | None:
     """Return the trainer's argument of this name for LoRA+, and None for what `args.optim` names."""
     if preset.optimizer != "loraplus":
         return None
@@ -155,26 +154,54 @@ def sft_config(preset: Preset, output_dir: str, **overrides: Any) -> SFTConfig:
     Raises:
         ConfigError: If an override is not a field of `SFTConfig`.
     """
-    from trl import SFTConfig
+    return training_config(preset, "sft", output_dir, **overrides)
 
-    known = {field.name for field in fields(SFTConfig)}
+
+def training_config(preset: Preset, trainer: Trainer, output_dir: str, **overrides: Any) -> Any:
+    """Return the configuration that a trainer takes, for the preset on this machine.
+
+    Args:
+        preset: The preset.
+        trainer: A name in `trainer_kinds.TRAINER_KINDS`.
+        output_dir: Folder for checkpoints.
+        **overrides: Fields of the configuration that replace the preset's.
+
+    Raises:
+        ConfigError: If the trainer is not known or does not work with the preset, or an override is not a field.
+    """
+    kind = trainer_kind(trainer)
+    config = library_class(kind, kind.config)
+    known = {field.name for field in fields(config)}
     # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     overrides = {_renamed(name, checkpointing): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
-            raise ConfigError(f"{name!r} is not a field of SFTConfig; {nearest(name, known)}")
+            raise ConfigError(f"{name!r} is not a field of {kind.config}; {nearest(name, known)}")
     fitted = fitted_to_this_machine(preset)
-    settings = {"output_dir": output_dir, **training_arguments(fitted, checkpointing)}
     asked = {"checkpointing"} if overrides.get(checkpointing) else set()
     asked |= {"packing"} if overrides.get("packing") else set()
+    asked |= {f"trainer {trainer}", f"init {fitted.init}"} | ({"adaptive rank"} if fitted.adaptive_rank else set())
     check_features(METHOD_FACTS[fitted.method].features | asked)
     if overrides.get("packing"):
         check_packing(fitted.shape, fitted.attention)
+    of_sft = training_arguments(fitted, checkpointing)
+    settings = {name: value for name, value in kind_arguments(trainer, of_sft, overrides).items() if name in known}
     try:
-        return SFTConfig(**(settings | overrides))
+        return config(**({"output_dir": output_dir} | settings | overrides))
     except ValueError as error:
-        raise ConfigError(f"SFTConfig refuses these settings: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{kind.config} refuses these settings: {str(error).splitlines()[0]}") from error
+
+
+def library_class(kind: TrainerKind, name: str) -> Any:
+    """Return a class of the library that the kind's trainer is from."""
+    if kind.is_trl:
+        import trl
+
+        return getattr(trl, name)
+    import transformers
+
+    return getattr(transformers, name)
 
 
 def _renamed(field: str, checkpointing: str) -> str:
@@ -235,102 +262,3 @@ def counts_assistant_only(tokenizer: Any, form: str, wished: bool | None) -> boo
             f"assistant_only_loss: {why if form == 'messages' else f'the data is {form}, not messages'}; leave it out"
         )
     return can
-
-
-def build_trainer(
-    preset: Preset,
-    base: BaseModel,
-    examples: Examples,
-    args: SFTConfig,
-    callbacks: Sequence[TrainerCallback] = (),
-    assistant_only: bool | None = None,
-    adapted: bool = True,
-) -> SFTTrainer:
-    """Return an `SFTTrainer` with the base loaded as the preset wants it and a fresh adapter on it.
-
-    Args:
-        preset: The preset.
-        base: Where the base is.
-        examples: What it learns and is measured on.
-        args: The trainer's configuration.
-        callbacks: Callbacks beside the preset's own.
-        assistant_only: Whether of messages only the assistant's turns count; None where the template allows it.
-        adapted: Whether an adapter trains; without, all weights do, in float32, so that small steps do not round away.
-
-    Raises:
-        ConfigError: If only the assistant's turns are to count and cannot be told from the others.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
-    from trl import SFTTrainer
-
-    args = copy.copy(args)
-    args.model_init_kwargs = None  # the model is loaded here, with these and more
-    tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
-    args.assistant_only_loss = counts_assistant_only(tokenizer, examples.form, assistant_only)
-    loaded_as = model_kwargs(preset) | ({} if adapted else {"dtype": "float32"})
-    model = AutoModelForCausalLM.from_pretrained(base.path, revision=base.revision, **loaded_as)
-    model.name_or_path = model.config._name_or_path = base.recorded_name
-    set_seed(args.seed)  # the adapter's initial weights are drawn next; not every trl sets the seed before that
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train_dataset=examples.train,
-        eval_dataset=examples.held_out,
-        peft_config=adapter_config(preset) if adapted else None,
-        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(preset, args),
-        callbacks=[*(method_callbacks(preset) if adapted else []), *callbacks],
-    )
-    trainer.remove_callback(PrinterCallback)  # our own lines say it
-    return trainer
-
-
-def load_adapted(
-    preset: Preset, base: BaseModel, folder: Path, labels: int | None = None
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Return a saved adapter on its base, loaded as the preset wants it, and the tokenizer beside the adapter.
-
-    Args:
-        preset: How the base is held.
-        base: Where the base is, whose tokenizer is taken where the adapter has none.
-        folder: The adapter.
-        labels: How many labels a classifier tells apart; the base's own head is then drawn by chance, the same always.
-    """
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    own = (folder / "tokenizer_config.json").is_file()
-    source = {"pretrained_model_name_or_path": str(folder)} if own else {
-        "pretrained_model_name_or_path": base.path, "revision": base.revision
-    }  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    model = _loaded(preset, base.path, labels, revision=base.revision)
-    if model.config.pad_token_id is None:  # a classifier finds a text's last token by it
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return PeftModel.from_pretrained(model, str(folder)), tokenizer
-
-
-def load_whole(preset: Preset, folder: Path, labels: int | None = None) -> PreTrainedModel:
-    """Return a model whose weights all trained, in evaluation mode.
-
-    Args:
-        preset: In what precision.
-        folder: Where it was saved.
-        labels: How many labels a classifier tells apart; None for a model that writes.
-    """
-    return _loaded(preset, str(folder), labels).eval()
-
-
-def _loaded(preset: Preset, path: str, labels: int | None, **settings: Any) -> PreTrainedModel:
-    """Return a model where this machine computes; bitsandbytes places what it packs itself."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
-
-    settings |= model_kwargs(preset)
-    if labels is None:
-        model = AutoModelForCausalLM.from_pretrained(path, **settings)
-    else:
-        set_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=labels, **settings)
-    packed = preset.bits is not None or not torch.accelerator.is_available()
-    return model if packed else model.to(torch.accelerator.current_accelerator())

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ..errors import ConfigError, nearest
-from ..runs.recipe import TRAINING_RULES, Recipe, apply_overrides, lay_over, parse_recipe, validate
+from ..runs.recipe import Recipe, apply_overrides, lay_over, parse_recipe, validate
 from ..runs.recipe_rules import FROM_1, POSITIVE, SWITCH, TEXT, Rule, find_problems, is_number, is_whole, one_of
+from ..runs.trainer_kinds import TRAINER_KINDS, TRAINING_FIELDS
 from ..strict_yaml import dump_yaml, read_mapping
 from .space import Choices, Point, Range, Space, ends, grid, grid_size, random_points, spoken
 
@@ -155,9 +156,19 @@ def validate_sweep(raw: Mapping[str, Any]) -> list[str]:
     raw_recipe = {**base, "output_dir": "unused"}
     if of_base := validate(raw_recipe):
         return [*problems, *(f"base.{problem}" for problem in of_base)]
+    problems += _trainer_problems(str(base.get("trainer") or "sft"), bool(raw.get("full_learning_rates")))
     right = _read_space({key: axis for key, axis in _dotted(space).items() if not wrong[key]})
     problems += [problem for key, axis in right.items() for problem in _value_problems(raw_recipe, key, axis)]
     return problems or _point_problems(raw_recipe, right, strategy)
+
+
+def _trainer_problems(trainer: str, has_references: bool) -> list[str]:
+    """Return why trials of a trainer cannot be compared, with each other or with full fine-tuning."""
+    if "loss" in TRAINER_KINDS[trainer].untold:
+        return [f"base.trainer: found {trainer}, whose loss says nothing; trials are compared by their held-out loss"]
+    if has_references and trainer != "sft":
+        return [f"full_learning_rates: are for trainer sft, not {trainer}; leave them out"]
+    return []
 
 
 def _dotted(section: Any) -> dict[str, Any]:
@@ -194,8 +205,8 @@ def _axis_problems(key: str, axis: Any, strategy: str) -> list[str]:
 
 
 def _why_not(key: str) -> str:
-    known = {"model", "data", "samples", "overfitting", "evaluate", "push"}
-    known |= {f"training.{name}" for name in TRAINING_RULES}
+    known = {"model", "data", "samples", "overfitting", "evaluate", "push", "trainer", "rewards"}
+    known |= {f"training.{name}" for name in TRAINING_FIELDS}
     if key in known or key.startswith(("data.", "evaluate.", "push.")):
         return "trials that differ in it cannot be compared by their held-out loss; set it in base or fixed"
     if key in ("seed", "output_dir"):
