@@ -127,7 +127,8 @@ class Facts:
     """Start (UTC), method, steps, tokens, seconds (of all, and the median of a step), peak memory in GiB and beside its
     plan, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
-    """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those."""
+    """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those.
+    Of a long run, the outline of each curve."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
     comparisons: Sequence[Comparison] = ()
