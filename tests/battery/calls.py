@@ -56,14 +56,12 @@ def _within(path: str, roots: Sequence[str]) -> bool:
 
 
 _watching: list[_Watch] = []
+_hooks: list[object] = []
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _watching and (event == "open" or event in CHANGES or event in FORBIDDEN):
         _watching[-1].see(event, arguments)
-
-
-sys.addaudithook(_hook)  # for good: Python has no way to take one back
 
 
 @contextmanager
@@ -72,6 +70,9 @@ def watched(allowed: Sequence[Path], kept: Sequence[Path] = ()) -> Iterator[_Wat
 
     What native code writes without Python is not seen.
     """
+    if not _hooks:
+        _hooks.append(_hook)
+        sys.addaudithook(_hook)  # for good: Python has no way to take one back
     watch = _Watch((*map(os.path.realpath, allowed), os.devnull), (*map(os.path.realpath, kept),))
     _watching.append(watch)
     try:
@@ -131,16 +132,16 @@ class Tally:
     """Endings counted, and the first of each wrong one."""
 
     name: str
+    """What was tried."""
     endings: Counter[str] = field(default_factory=Counter)
+    """Ending → attempts."""
     wrong: dict[str, str] = field(default_factory=dict)
+    """Ending that is neither `done` nor `refused` → what was told of the first."""
+    beside: Counter[str] = field(default_factory=Counter)
+    """What else was counted on the way."""
 
     def add(self, ending: str, told: str = "") -> None:
         """Count one ending; what was told is kept for the first of each that is wrong."""
         self.endings[ending] += 1
         if ending not in ("done", "refused"):
             self.wrong.setdefault(ending, told)
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether something was tried, and all of it ended well."""
-        return bool(self.endings) and not self.wrong

@@ -9,25 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calls import Tally
-from forked import Child, finished, load_libraries, start
+from forked import ending_of, finished, load_libraries, start
 from kills import recipe_for, results
 
-__all__ = ["can_mount", "fill_disks", "spoil_disks"]
+__all__ = ["can_mount", "fill_disks", "protect_disks"]
 
-SMALL, LARGE = "96m", "400m"
+SIZE = "96m"
+"""Of each disk, which a whole run needs a tenth of."""
 
 
-def can_mount() -> bool:
+def can_mount(scratch: Path) -> bool:
     """Return whether this process may mount a file system of its own."""
-    return subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False).returncode == 0
+    folder = scratch / "mounted"
+    folder.mkdir()
+    return subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False).returncode == 0
 
 
-def _mounted(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
-
-
-def _remounted(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+def _mount(folder: Path, options: str, what: str = "tmpfs") -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, what, folder], check=True)
 
 
 def _fill(folder: Path) -> None:
@@ -41,72 +40,61 @@ def _fill(folder: Path) -> None:
 
 
 def fill_disks(model: Path, scratch: Path, count: int, seed: int, say: Callable[[str], None]) -> Tally:
-    """Fill the disk of `count` runs at random moments; then make room, and start each again."""
+    """Fill the disks of `count` runs at random moments; then make room, and start each again.
 
-    def relieve(folder: Path) -> None:
-        (folder / "filler").unlink()
+    A run that had written all by then ends well on the full disk.
+    """
 
-    return _spoiled("full disks", _fill, relieve, model, scratch, count, seed, say)
+    def disturbed(command: list[str | Path], disk: Path, log: Path, moment: float) -> str:
+        child = start(command, log)
+        time.sleep(moment)
+        _fill(disk)
+        ending = ending_of(child)
+        (disk / "filler").unlink()
+        return ending
 
-
-def spoil_disks(model: Path, scratch: Path, count: int, seed: int, say: Callable[[str], None]) -> Tally:
-    """Make the disk of `count` runs read-only at random moments; then writable again, and start each again."""
-
-    def protect(folder: Path) -> None:
-        # A file system that is being written does not become read-only: the kernel says it is busy.
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            if (
-                subprocess.run(["mount", "-o", "remount,ro", str(folder)], capture_output=True, check=False).returncode
-                == 0
-            ):
-                return
-            time.sleep(0.01)
-
-    return _spoiled(
-        "read-only disks", protect, lambda folder: _remounted(folder, "rw"), model, scratch, count, seed, say
-    )
+    return _tried("full disks", disturbed, model, scratch, count, seed, say)
 
 
-def _spoiled(
-    name: str, spoil: Callable[[Path], None], mend: Callable[[Path], None], model: Path, scratch: Path, count: int,
-    seed: int, say: Callable[[str], None],
+def protect_disks(model: Path, scratch: Path, count: int, seed: int, say: Callable[[str], None]) -> Tally:
+    """Kill `count` runs at random moments, and start each on a disk that is read-only by then, and once more.
+
+    It is done in this order because the kernel lets no disk become read-only that is being written.
+    """
+
+    def disturbed(command: list[str | Path], disk: Path, log: Path, moment: float) -> str:
+        start(command, log).kill_after(moment)
+        _mount(disk, "remount,ro")
+        ending = ending_of(start(command, log))
+        _mount(disk, "remount,rw")
+        return ending
+
+    return _tried("read-only disks", disturbed, model, scratch, count, seed, say)
+
+
+def _tried(
+    name: str, disturbed: Callable[[list[str | Path], Path, Path, float], str], model: Path, scratch: Path,
+    count: int, seed: int, say: Callable[[str], None],
 ) -> Tally:  # fmt: skip
+    """Disturb runs, each on a disk of its own, and start them once more: they end in the bytes of one in peace."""
     load_libraries()
     recipe, draw, tally = recipe_for(model, scratch), random.Random(seed), Tally(name=name)
     began = time.monotonic()
     finished(["train", recipe], scratch / "whole.log")
     seconds, wanted = time.monotonic() - began, results(scratch / "whole")
     for number in range(count):
-        disk = scratch / f"disk-{number}"
+        disk, log = scratch / f"disk-{number}", scratch / f"disk-{number}.log"
         disk.mkdir()
-        _mounted(disk, f"size={SMALL}")
-        command = ["train", recipe, f"output_dir={disk / 'run'}"]
-        moment = draw.uniform(0, seconds)
-        child = start(command, scratch / f"{name}-{number}.log")
-        time.sleep(moment)
-        spoil(disk)
-        code = child.wait()
-        first = _ending(child, code)
-        mend(disk)
-        again = start(command, scratch / f"{name}-{number}-again.log")
-        code = again.wait()
-        ending = (
-            first
-            if first not in ("done", "refused")
-            else "done"
-            if code == 0 and results(disk / "run") == wanted
-            else "not mended"
-        )
-        tally.add(ending, f"{disk} after {moment:.2f} s: {child.said()[-1500:]} | {again.said()[-1500:]}")
-        tally.endings["refused"] += first == "refused"
+        _mount(disk, f"size={SIZE}")
+        command, moment = ["train", recipe, f"output_dir={disk / 'run'}"], draw.uniform(0, seconds)
+        first = disturbed(command, disk, log, moment)
+        again = start(command, log)
+        last = ending_of(again)
+        if last == "done" and results(disk / "run") != wanted:
+            last = "other bytes"
+        ending = first if first not in ("done", "refused") else "not mended" if last == "refused" else last
+        tally.add(ending, f"{disk}, {moment:.2f} s: {again.said()[-2500:]}")
+        tally.beside[f"{first} meanwhile"] += 1
         say(f"  disk {number}, after {moment:.2f} s: {first}, then {ending}")
-        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+        subprocess.run(["umount", "--lazy", disk], check=False)
     return tally
-
-
-def _ending(child: Child, code: int) -> str:
-    said = child.said()
-    if code == 0:
-        return "done"
-    return "refused" if code == 2 and "hf-lora: " in said and "Traceback" not in said else f"exit {code}"

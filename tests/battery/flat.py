@@ -79,7 +79,7 @@ def saves_stay_flat(model: Path, scratch: Path, count: int, seed: int, say: Call
         run.train()
         facts = (folder / "facts.json").stat().st_size
     tally = _judged("saves", Growth(tuple(weighs.weights)), count, say)
-    say(f"  facts.json has {facts:,} bytes")
+    tally.beside["bytes of facts.json"] = facts
     if facts > MOST_FACTS:
         tally.add("facts grow", f"facts.json has {facts:,} bytes, at most {MOST_FACTS:,} were to be")
     return tally
@@ -88,6 +88,7 @@ def saves_stay_flat(model: Path, scratch: Path, count: int, seed: int, say: Call
 def _judged(name: str, growth: Growth, wanted: int, say: Callable[[str], None]) -> Tally:
     tally = Tally(name=f"{name} in one process")
     say(f"  {len(growth.bytes)} {name}: {growth.kib_each:+.2f} KiB each")
+    tally.beside["bytes that each leaves"] = round(1024 * growth.kib_each)
     if len(growth.bytes) < wanted:
         tally.add("too few", f"{len(growth.bytes)} {name} of {wanted}")
     elif growth.kib_each > MOST_KIB:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Child", "finished", "load_libraries", "start"]
+__all__ = ["Child", "ending_of", "finished", "load_libraries", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,15 @@ class Child:
     def said(self) -> str:
         """Return what it printed."""
         return self.log.read_text(encoding="utf8", errors="replace")
+
+
+def ending_of(child: Child) -> str:
+    """Wait for a run; return `done`, `refused` (in words, exit code 2), or its other exit code."""
+    code = child.wait()
+    said = child.said()
+    if code == 2 and "hf-lora: " in said and "Traceback" not in said:
+        return "refused"
+    return f"exit {code}" if code else "done"
 
 
 def load_libraries() -> None:

@@ -71,7 +71,7 @@ def kill_runs(model: Path, scratch: Path, count: int, seed: int, say: Callable[[
         code = end.wait()
         ending = "done" if code == 0 and results(folder) == wanted else "other bytes" if code == 0 else f"exit {code}"
         tally.add(ending, f"{folder}, killed after {moments} s: {end.said()[-2000:]}")
-        tally.endings["killed"] += sum(killed)
+        tally.beside["kills"] += sum(killed)
         say(f"  run {number}: {sum(killed)} kills of {len(moments)}, {ending}")
         if ending == "done":
             shutil.rmtree(folder)
@@ -95,7 +95,7 @@ def race_runs(model: Path, scratch: Path, count: int, seed: int, say: Callable[[
         ending = "done" if codes in ([0, 2], [0, 0]) and results(folder) == wanted else f"exits {codes}"
         refused = [child.said() for child in (first, second) if "hf-lora: " in child.said()]
         tally.add(ending, f"{folder}: {first.said()[-800:]} | {second.said()[-800:]}")
-        tally.endings["refused"] += len(refused)
+        tally.beside["refused"] += len(refused)
         say(f"  pair {number}: {codes}")
         if ending == "done":
             shutil.rmtree(folder)

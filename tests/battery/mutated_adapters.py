@@ -1,7 +1,4 @@
-"""Adapter folders as a stranger may hand them over: each command reads them, or refuses them in words.
-
-python tests/battery adapters --count 2000 --seed 1
-"""
+"""Adapter folders as a stranger may hand them over: each command reads them, or refuses them in words."""
 
 from __future__ import annotations
 
@@ -104,11 +101,18 @@ def changed_weights(draw: st.DrawFn, data: bytes) -> bytes:
     """Return a weights file with numbers, header or length changed."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    match draw(st.sampled_from(["number", "header", "length", "bytes", "nested", "huge"])):
+    match draw(st.sampled_from(["number", "dtype", "header", "length", "bytes", "nested", "huge"])):
         case "number":
             at = start + 4 * draw(st.integers(0, (len(data) - start) // 4 - 1))
             worst = [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff", b"\xff\xff\x7f\x7f", b"\x01\x00\x00\x00"]
             return data[:at] + draw(st.sampled_from(worst)) + data[at + 4 :]
+        case "dtype":
+            name = draw(st.sampled_from(sorted(header.keys() - {"__metadata__"})))
+            other = {
+                **header[name],
+                "dtype": draw(st.sampled_from(["F64", "F16", "I32", "U32", "F8_E4M3", "BOOL", "C64"])),
+            }
+            return with_header(data, {**header, name: other})
         case "header":
             return with_header(data, draw(changed_json(header)))
         case "length":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 from calls import Tally, call
-from forked import finished, load_libraries, start
+from forked import ending_of, finished, load_libraries, start
+from git_hub_state import Hub
 from kills import recipe_for
 
 __all__ = ["plant_names", "plant_pickles", "plant_templates"]
@@ -45,9 +49,9 @@ NAMES: Final = (
 """Repository ids that are none."""
 
 
-def plant_templates(pristine: Path, scratch: Path, say: Callable[[str], None]) -> Tally:
+def plant_templates(pristine: Path, scratch: Path) -> Tally:
     """Render a card by each template; what comes out holds nothing of Python's."""
-    tally = Tally(name="templates")
+    tally = Tally(name="templates that reach out of a card")
     for number, template in enumerate(TEMPLATES):
         folder = scratch / f"template-{number}"
         shutil.copytree(pristine, folder)
@@ -60,48 +64,71 @@ def plant_templates(pristine: Path, scratch: Path, say: Callable[[str], None]) -
     return tally
 
 
-def plant_names(pristine: Path, scratch: Path, say: Callable[[str], None]) -> Tally:
-    """Push to, and verify, each name that is no repository's: refused in words before anything is asked or written."""
-    tally = Tally(name="names of repositories")
+def plant_names(pristine: Path, hub: Hub) -> Tally:
+    """Push to, verify and roll back each name that is no repository's: refused in words before the Hub is asked for it.
+
+    Args:
+        pristine: An adapter.
+        hub: The Hub that is met; who is asking it may be told.
+    """
+    tally = Tally(name="names that are no repository's")
     for name in NAMES:
         for arguments in (
-            ["push", pristine, "--dry-run", "--", name],
+            ["push", pristine, "--dry-run", "--license", "mit", "--", name],
             ["verify", "--", name],
             ["rollback", "--to", "v1", "--", name],
         ):
-            result = call(*arguments, allowed=[scratch / "tmp"])
-            ending = "accepted" if result.code == 0 else result.ending
-            tally.add(ending, f"{arguments}: {result.said} {result.strayed}")
+            hub.faults.log.clear()
+            result = call(*arguments, allowed=[])
+            asked = [logged.path for logged in hub.faults.log if logged.where != "whoami"]
+            ending = "accepted" if result.code == 0 else "asked" if asked else result.ending
+            tally.add(ending, f"{arguments}: {result.said} {asked} {result.strayed}")
     return tally
 
 
 class _Runs:
-    """A pickle that leaves a file where it is loaded."""
+    """A pickle that leaves a folder where it is loaded."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.file),)
+        return os.mkdir, (str(self.folder),)
+
+
+def _archived(planted: object, like: Path) -> bytes:
+    """Return a pickle in an archive such as torch writes, without torch, which must not compute here."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(like) as whole, zipfile.ZipFile(made, "w") as archive:
+        for name in whole.namelist():
+            archive.writestr(name, pickle.dumps(planted, 2) if name.endswith("/data.pkl") else whole.read(name))
+    return made.getvalue()
 
 
 def plant_pickles(model: Path, scratch: Path, say: Callable[[str], None]) -> Tally:
-    """Put a pickle in the place of each file of a checkpoint, and resume: none of them is run."""
+    """Put a pickle in the place of each file of a checkpoint, and into each archive of torch's; go on from there.
+
+    None of them is run.
+    """
     load_libraries()
     recipe, tally = recipe_for(model, scratch), Tally(name="pickles in a checkpoint")
     finished(["train", recipe], scratch / "whole.log")
-    last = max((scratch / "whole" / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    for name in sorted(path.name for path in last.iterdir() if path.is_file()):
-        folder = scratch / f"planted-{name}"
-        shutil.copytree(scratch / "whole", folder)
-        (folder / "facts.json").unlink()  # so that it is not finished
-        target = folder / "checkpoints" / last.name / name
-        target.write_bytes(pickle.dumps(_Runs(scratch / f"ran-{name}")))
+    checkpoints = sorted((scratch / "whole" / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    shutil.rmtree(checkpoints.pop())  # of a run's last step, of which little is read
+    (scratch / "whole" / "facts.json").unlink()  # so that it is not finished
+    files = sorted(path for path in checkpoints[-1].iterdir() if path.is_file())
+    for file, archived in product(files, (False, True)):
+        if archived and not zipfile.is_zipfile(file):
+            continue
+        name = f"{'archive' if archived else 'pickle'}-{file.name}"
+        planted = _Runs(scratch / f"ran-{name}")
+        folder = shutil.copytree(scratch / "whole", scratch / f"planted-{name}")
+        target = folder / "checkpoints" / file.parent.name / file.name
+        target.write_bytes(_archived(planted, file) if archived else pickle.dumps(planted))
         child = start(["train", recipe, f"output_dir={folder}"], scratch / f"{name}.log")
-        code = child.wait()
-        ran = (scratch / f"ran-{name}").exists()
-        clear = code == 0 or (code == 2 and "Traceback" not in child.said())
-        ending = "ran" if ran else ("done" if code == 0 else "refused") if clear else f"exit {code}"
+        ending = ending_of(child)
+        if planted.folder.exists():
+            ending = "ran"
         tally.add(ending, f"{name}: {child.said()[-1500:]}")
         say(f"  {name}: {ending}")
         if ending in ("done", "refused"):

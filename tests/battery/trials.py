@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ from calls import Tally  # noqa: E402 - the path comes first
 
 __all__ = ["COUNTS", "NEEDS_MOUNT", "tallies"]
 
+Say = Callable[[str], None]
 COUNTS: Final = {
     "recipes": 5000,
     "adapters": 2000,
@@ -35,96 +38,123 @@ COUNTS: Final = {
 }
 """Trial → attempts; 0 where their number is given by what there is."""
 NEEDS_MOUNT: Final = {"full-disks", "read-only-disks"}
+IN_FORKS: Final = {"kills", "races", "pickles", *NEEDS_MOUNT}
+"""Trials of whole runs, each forked from a process that has loaded the libraries and computed nothing."""
 
 
-def tallies(trial: str, scratch: Path, count: int, seed: int, say: Callable[[str], None]) -> list[Tally]:
+def tallies(trial: str, scratch: Path, count: int, seed: int, say: Say) -> list[Tally]:
     """Carry out one trial in a folder of its own."""
-    base = scratch / "base"
+    if trial in IN_FORKS:
+        return [_in_forks(trial, scratch, count, seed, say)]
     caches = [scratch / "caches", scratch / "tmp"]
     match trial:
         case "recipes":
             from mutated_recipes import mutate_recipes
 
-            (scratch / "files").mkdir()
-            return mutate_recipes(scratch / "files", count, seed, caches)
+            return mutate_recipes(_base(scratch), scratch / "files", count, seed, caches)
         case "adapters":
-            from git_hub import git_hub_on_loopback
             from mutated_adapters import mutate_adapters
 
-            with git_hub_on_loopback(scratch / "hub"):
+            with _hub_beside(scratch / "hub"):
                 return mutate_adapters(_pristine(scratch), scratch / "cases", count, seed, caches)
-        case "templates" | "names":
-            import strangers
+        case "templates":
+            from strangers import plant_templates
 
-            planted = strangers.plant_templates if trial == "templates" else strangers.plant_names
-            return [planted(_pristine(scratch), scratch, say)]
+            return [plant_templates(_pristine(scratch), scratch)]
+        case "names":
+            from git_hub import git_hub_on_loopback
+            from push_runs import pushing_to
+            from strangers import plant_names
+
+            with git_hub_on_loopback(scratch / "hub") as hub, pushing_to(hub):
+                return [plant_names(_pristine(scratch), hub)]
         case "faults":
-            return [_faults()]
-        case "events" | "saves":
-            import flat
+            from push_faults import strike_pushes
 
-            _base_in_a_child(base)
-            return [
-                (flat.events_stay_flat if trial == "events" else flat.saves_stay_flat)(base, scratch, count, seed, say)
-            ]
-    _base_in_a_child(base)
-    if trial in NEEDS_MOUNT:
-        import disks
+            return [strike_pushes(_pristine(scratch), scratch, count, seed, say)]
+    import flat
 
-        if not disks.can_mount():
-            return [Tally(name=f"{trial}: not tried, no file system may be mounted here")]
-        return [(disks.fill_disks if trial == "full-disks" else disks.spoil_disks)(base, scratch, count, seed, say)]
+    measure = flat.events_stay_flat if trial == "events" else flat.saves_stay_flat
+    return [measure(_base(scratch), scratch, count, seed, say)]
+
+
+def _in_forks(trial: str, scratch: Path, count: int, seed: int, say: Say) -> Tally:
+    base = scratch / "base"
+    _in_a_child(lambda: _base(scratch))
     if trial == "pickles":
         from strangers import plant_pickles
 
-        return [plant_pickles(base, scratch, say)]
+        return plant_pickles(base, scratch, say)
+    if trial in NEEDS_MOUNT:
+        import disks
+
+        if not disks.can_mount(scratch):
+            return Tally(name=f"{trial}: not tried, no file system may be mounted here")
+        return (disks.fill_disks if trial == "full-disks" else disks.protect_disks)(base, scratch, count, seed, say)
     from kills import kill_runs, race_runs
 
-    return [(kill_runs if trial == "kills" else race_runs)(base, scratch, count, seed, say)]
+    return (kill_runs if trial == "kills" else race_runs)(base, scratch, count, seed, say)
 
 
-def _base_in_a_child(folder: Path) -> None:
-    """Save the small base in a process that ends: one that has computed must not be forked."""
+@contextmanager
+def _hub_beside(root: Path) -> Iterator[None]:
+    """Be met by a Hub in a process of its own, for what is watched here must not see what it writes."""
+    from git_hub_access import WRITE_TOKEN
+
+    command = [sys.executable, str(HERE.parent / "git_hub.py"), "--port", "0", "--root", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as hub:
+        assert hub.stdout
+        os.environ |= {"HF_ENDPOINT": hub.stdout.readline().split()[-1], "HF_TOKEN": WRITE_TOKEN}
+        try:
+            yield
+        finally:
+            hub.terminate()
+
+
+def _in_a_child(act: Callable[[], object]) -> None:
+    """Act in a process that ends: one that has computed has threads, and must not be forked."""
     if pid := os.fork():
         if os.waitpid(pid, 0)[1]:
-            raise RuntimeError("the small base could not be saved")
+            raise RuntimeError("what the trial needs could not be made")
         return
+    code = 1
+    try:
+        act()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _base(scratch: Path) -> Path:
+    """Save the small base."""
     from cards import small_base
 
-    small_base(folder)
-    os._exit(0)
+    folder: Path = small_base(scratch / "base")
+    return folder
 
 
 def _pristine(scratch: Path) -> Path:
-    """Save an adapter with the facts and card of the shipped example."""
+    """Save an adapter of the small base with the facts and card of the shipped example."""
     import matplotlib.font_manager  # noqa: F401 - builds its cache
-    from cards import small_base
     from push_runs import saved_adapter
 
-    adapter: Path = saved_adapter(scratch / "pristine", small_base(scratch / "base"))
+    adapter: Path = saved_adapter(scratch / "pristine", _base(scratch))
     for name in ("facts.json", "README.md"):
-        shutil.copy(HERE.parent.parent / "model_cards" / "quickstart" / name, adapter)
+        shutil.copy(HERE.parents[1] / "model_cards" / "quickstart" / name, adapter)
     return adapter
 
 
-def _faults() -> Tally:
-    """Run the push's fault matrix, which counts for itself."""
-    tally = Tally(name="push faults")
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "benchmarks" / "fault_matrix.py")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    told = done.stdout.strip().splitlines()
-    tally.add("done" if done.returncode == 0 else "wrong", "\n".join(told[-3:] or [done.stderr]))
-    return tally
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(trial: str, folder: str, count: str, seed: str) -> None:
+    """Carry out one trial and print what it counted."""
+    for tally in tallies(trial, Path(folder), int(count), int(seed), _print):
+        found: Mapping[str, object] = asdict(tally)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    trial, folder, count, seed = sys.argv[1:]
-    for tally in tallies(
-        trial, Path(folder), int(count), int(seed), lambda line: print(line, file=sys.stderr, flush=True)
-    ):
-        print(json.dumps({"name": tally.name, "endings": tally.endings, "wrong": tally.wrong}), flush=True)
+    main(*sys.argv[1:])
