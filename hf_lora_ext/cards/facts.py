@@ -196,8 +196,13 @@ def read_facts(path: Path) -> Facts:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf8"))
+        json.dumps(raw, ensure_ascii=False).encode("utf8")  # JSON may name halves of letters, which no file takes
     except FileNotFoundError as error:
         raise ConfigError(f"no {path.name} in {path.parent}; it is written while training") from error
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{path} holds {error.object[error.start]!r}, which is no letter; write it anew") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply to be facts; write it anew") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); write it anew") from error
     if not isinstance(raw, dict):

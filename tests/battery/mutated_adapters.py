@@ -26,7 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "export compact": ("export", "{adapter}", "{out}", "--as", "compact"),
     "merge": ("merge", "{adapter}", "{out}", "--no-check"),
     "card": ("card", "{adapter}"),
-    "push": ("push", "{adapter}", "me/adapter", "--dry-run"),
+    "push": ("push", "{adapter}", "me/adapter", "--license", "mit", "--dry-run"),
 }
 """What is called on each folder; `{out}` is a new name beside it."""
 
