@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from calls import Tally
-from forked import finished, load_libraries, start
+from forked import ending_of, finished, load_libraries, start
 
 __all__ = ["SAME", "kill_runs", "race_runs", "recipe_for", "results"]
 
@@ -68,8 +68,9 @@ def kill_runs(model: Path, scratch: Path, count: int, seed: int, say: Callable[[
         moments = [draw.uniform(0, seconds) for _ in range(draw.choice([1, 1, 2]))]
         killed = [start(command, scratch / f"{number}.log").kill_after(moment) for moment in moments]
         end = start(command, scratch / f"{number}.log")
-        code = end.wait()
-        ending = "done" if code == 0 and results(folder) == wanted else "other bytes" if code == 0 else f"exit {code}"
+        ending = ending_of(end)
+        if ending != "done" or results(folder) != wanted:
+            ending = "other bytes" if ending == "done" else f"not resumed: {ending}"
         tally.add(ending, f"{folder}, killed after {moments} s: {end.said()[-2000:]}")
         tally.beside["kills"] += sum(killed)
         say(f"  run {number}: {sum(killed)} kills of {len(moments)}, {ending}")
@@ -90,13 +91,13 @@ def race_runs(model: Path, scratch: Path, count: int, seed: int, say: Callable[[
         first = start(command, scratch / f"{number}-first.log")
         time.sleep(draw.uniform(0, 1))
         second = start(command, scratch / f"{number}-second.log")
-        codes = sorted((first.wait(), second.wait()))
+        endings = sorted(map(ending_of, (first, second)))
         # Both may come through, one after the other: then the second finds a finished run.
-        ending = "done" if codes in ([0, 2], [0, 0]) and results(folder) == wanted else f"exits {codes}"
-        refused = [child.said() for child in (first, second) if "hf-lora: " in child.said()]
+        good = endings in (["done", "refused"], ["done", "done"]) and results(folder) == wanted
+        ending = "done" if good else f"ended {endings}"
         tally.add(ending, f"{folder}: {first.said()[-800:]} | {second.said()[-800:]}")
-        tally.beside["refused"] += len(refused)
-        say(f"  pair {number}: {codes}")
+        tally.beside["refused meanwhile"] += endings.count("refused")
+        say(f"  pair {number}: {endings}")
         if ending == "done":
             shutil.rmtree(folder)
     return tally

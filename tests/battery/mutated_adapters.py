@@ -18,6 +18,8 @@ __all__ = ["COMMANDS", "mutate_adapters"]
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
+BASE: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The base that the shipped example's facts name, which no Hub here has."""
 COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "ranks": ("ranks", "{adapter}", "--json"),
     "ranks --plot": ("ranks", "{adapter}", "--plot", "{out}.png"),
@@ -26,7 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "export compact": ("export", "{adapter}", "{out}", "--as", "compact"),
     "merge": ("merge", "{adapter}", "{out}", "--no-check"),
     "card": ("card", "{adapter}"),
-    "push": ("push", "{adapter}", "me/adapter", "--license", "mit", "--dry-run"),
+    "push": ("push", "{adapter}", "me/adapter", "--license", "mit", "--allow", BASE, "--dry-run"),
 }
 """What is called on each folder; `{out}` is a new name beside it."""
 

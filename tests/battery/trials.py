@@ -69,8 +69,9 @@ def tallies(trial: str, scratch: Path, count: int, seed: int, say: Say) -> list[
                 return [plant_names(_pristine(scratch), hub)]
         case "faults":
             from push_faults import strike_pushes
+            from push_runs import saved_adapter
 
-            return [strike_pushes(_pristine(scratch), scratch, count, seed, say)]
+            return [strike_pushes(saved_adapter(scratch / "adapter", _base(scratch)), scratch, count, seed, say)]
     import flat
 
     measure = flat.events_stay_flat if trial == "events" else flat.saves_stay_flat
