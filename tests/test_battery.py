@@ -23,19 +23,15 @@ import mutated_recipes  # noqa: E402
 import push_faults  # noqa: E402
 import strangers  # noqa: E402
 
-REPOSITORY = Path(__file__).parents[1]
 GOOD = {"done", "refused"}
 
 
 @pytest.fixture(scope="module")
 def pristine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter with the facts and card of the shipped example."""
+    """An adapter with facts and card."""
     import matplotlib.font_manager  # noqa: F401 - makes its folders and cache
 
-    folder = saved_adapter(tmp_path_factory.mktemp("pristine") / "adapter", tiny_model)
-    for name in ("facts.json", "README.md"):
-        (folder / name).write_bytes((REPOSITORY / "model_cards" / "quickstart" / name).read_bytes())
-    return folder
+    return mutated_adapters.explained(saved_adapter(tmp_path_factory.mktemp("pristine") / "adapter", tiny_model))
 
 
 @pytest.fixture

@@ -87,9 +87,7 @@ def _result(trial: str, folder: Path, count: int, seed: int) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "trials.py"), trial, str(folder), str(count), str(seed)]
     if trial in NEEDS_MOUNT:
         command = ["unshare", "--map-root-user", "--mount", *command]
-    done = subprocess.run(
-        command, env=_environment(trial, folder), stdout=subprocess.PIPE, text=True, check=False
-    )  # fmt: skip
+    done = subprocess.run(command, env=_environment(trial, folder), stdout=subprocess.PIPE, text=True, check=False)
     tallies = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode:
         wrong = {"broke off": f"exit {done.returncode}"}

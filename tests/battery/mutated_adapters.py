@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-__all__ = ["COMMANDS", "mutate_adapters"]
+__all__ = ["COMMANDS", "explained", "mutate_adapters"]
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -185,6 +185,15 @@ def apply(found: dict[str, bytes | Callable[[Path], None]], folder: Path) -> Non
             (folder / name).write_bytes(new)
     if callable(plant := found.get("planted")):
         plant(folder)
+
+
+def explained(adapter: Path) -> Path:
+    """Give an adapter's folder the facts and card of the example that comes with the package."""
+    from hf_lora_ext.resources import shipped_folder
+
+    for name in ("facts.json", "README.md"):
+        shutil.copy(shipped_folder("model_cards") / "quickstart" / name, adapter)
+    return adapter
 
 
 def tried(command: str, folder: Path, caches: Sequence[Path]) -> Call:

@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 __all__ = ["mutate_recipes"]
 
-REPOSITORY: Final = Path(__file__).resolve().parents[2]
-
 PLAIN: Final = st.one_of(
     st.none(),
     st.booleans(),
@@ -53,10 +51,11 @@ KEYS: Final = (
 
 
 def shipped() -> list[dict[str, Any]]:
-    """Return the recipes of the repository, raw."""
+    """Return the recipes that come with the package, raw."""
+    from hf_lora_ext.resources import shipped_folder
     from hf_lora_ext.strict_yaml import read_yaml
 
-    files = [file for file in sorted((REPOSITORY / "recipes").rglob("*.yaml")) if "sweep" not in file.name]
+    files = [file for file in sorted(shipped_folder("recipes").rglob("*.yaml")) if "sweep" not in file.name]
     return [read_yaml(file.read_text(encoding="utf8"), file.name) for file in files]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -134,14 +133,12 @@ def _base(scratch: Path) -> Path:
 
 
 def _pristine(scratch: Path) -> Path:
-    """Save an adapter of the small base with the facts and card of the shipped example."""
+    """Save an adapter of the small base with facts and card."""
     import matplotlib.font_manager  # noqa: F401 - builds its cache
+    from mutated_adapters import explained
     from push_runs import saved_adapter
 
-    adapter: Path = saved_adapter(scratch / "pristine", _base(scratch))
-    for name in ("facts.json", "README.md"):
-        shutil.copy(HERE.parents[1] / "model_cards" / "quickstart" / name, adapter)
-    return adapter
+    return explained(saved_adapter(scratch / "pristine", _base(scratch)))
 
 
 def _print(line: str) -> None:
