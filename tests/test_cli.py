@@ -72,6 +72,14 @@ def test_exit_codes_say_how_it_ended(capsys, monkeypatch, raised, code):
     assert outcome(capsys, "preset", "7B")[0] == code
 
 
+def test_what_would_move_the_cursor_is_shown_escaped(capsys, monkeypatch):
+    def fails(**_):
+        raise ConfigError("no model \x1b[2J\x00me/\u202ea\nbut über-α")
+
+    monkeypatch.setattr("hf_lora_ext.cli._group.main", fails)
+    assert outcome(capsys, "plan")[2] == "hf-lora: no model \\x1b[2J\\x00me/\\u202ea\nbut über-α\n"
+
+
 def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
     monkeypatch.setattr("hf_lora_ext.cli.preset.preset", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):

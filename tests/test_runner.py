@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from adaptive_runs import adapted, build
 from conftest import PAIRS, hf_lora, write_jsonl
 from peft import get_peft_model_state_dict
@@ -164,6 +165,27 @@ def test_a_torn_checkpoint_is_passed_over(recipe: Recipe, whole_run: Path):
     result = run_recipe(recipe, lines.append)
     assert "resuming from checkpoint-2" in lines
     assert weights(result.folder) == weights(whole_run)
+
+
+class Planted:
+    """A pickle that leaves a folder where it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_a_pickle_planted_in_a_checkpoint_is_refused_and_never_runs(recipe: Recipe, tmp_path: Path, name: str):
+    with pytest.raises(Stopped):
+        run_recipe(recipe, stopping_at(3))
+    checkpoint = Path(recipe.output_dir) / "checkpoints" / "checkpoint-2"
+    torch.save(Planted(tmp_path / "ran"), checkpoint / name)
+    with pytest.raises(ResumeError, match=r"checkpoint-2 holds a pickle that is no trainer's own.*remove that folder"):
+        run_recipe(recipe, say=lambda line: None)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.timeout(300)

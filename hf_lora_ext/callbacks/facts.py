@@ -26,7 +26,7 @@ from ..errors import ConfigError, ResumeError
 from ..machine import describe_hardware, peak_memory, private_folders, software_versions
 from ..plots import plot_loss
 from ..runs.trainer_kinds import TRAINER_KINDS
-from .losses import evaluation_in, kept_step, loss_history
+from .losses import evaluation_in, kept_step, loss_history, thinned
 from .own_card import OwnCard
 from .resource_use import resources_in
 
@@ -163,7 +163,7 @@ class FactsCallback(TrainerCallback):
         method = training_method(args) or self.method
         kind = TRAINER_KINDS.get(method or "")
         untold = kind.untold if kind else ()
-        history = loss_history(state.log_history, "reward" if "loss" in untold else "loss")
+        history = thinned(loss_history(state.log_history, "reward" if "loss" in untold else "loss"))
         file = self.path or Path(args.output_dir) / FACTS_FILE
         run = {
             "started": self.started_,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
-__all__ = ["KEPT_STEP", "evaluation_in", "kept_step", "loss_history"]
+__all__ = ["KEPT_STEP", "MOST_POINTS", "evaluation_in", "kept_step", "loss_history", "thinned"]
 
 Log = list[dict[str, Any]]
 KEPT_STEP: Final = "overfit/kept_step"
 """Key of the log's row that says of which step the adapter is that a run ends with."""
+MOST_POINTS: Final = 500
+"""Points of a curve that facts keep, so that `facts.json` does not grow with the steps: 249 stretches of a low and a
+high each, and a picture of the curve shows no more."""
 _METRIC_NAMES: Final = {"mean_token_accuracy": "token accuracy"}
 _NOT_METRICS: Final = (
     *("*_per_second", "runtime", "num_tokens", "entropy", "model_preparation_time", "jit_compilation_time"),
@@ -33,6 +37,45 @@ def loss_history(log: Log, name: str = "loss") -> tuple[dict[str, float], ...]:
             if key in entry:
                 rows[entry["step"], key] = {"step": entry["step"], key: round(float(entry[key]), 6)}
     return tuple(rows[key] for key in sorted(rows))
+
+
+def thinned(history: Sequence[Mapping[str, float]], most: int = MOST_POINTS) -> tuple[dict[str, float], ...]:
+    """Return a history with at most so many points of each curve: what a picture of it shows, and no more.
+
+    A curve that is short enough stays as it is. Of a longer one the first and the last point stay, and of each of
+    `most // 2 - 1` stretches between, equally many points long, the lowest and the highest; so do the lowest and the
+    highest of all, and a spike of one step. The same points always leave the same ones, so that a resumed run's facts
+    are those of one that was not stopped.
+
+    Args:
+        history: What `loss_history` returns.
+        most: Points of each curve, from 4.
+
+    >>> thinned([{"step": n, "loss": float(n == 7)} for n in range(100)], most=6)[2]
+    {'step': 7, 'loss': 1.0}
+    """
+    curves: dict[str, list[Mapping[str, float]]] = {}
+    for row in history:
+        curves.setdefault(next(key for key in row if key != "step"), []).append(row)
+    kept = (row for key, curve in curves.items() for row in _outline(curve, key, most))
+    return tuple(dict(row) for row in sorted(kept, key=lambda row: (row["step"], *sorted(row))))
+
+
+def _outline(curve: Sequence[Mapping[str, float]], key: str, most: int) -> Sequence[Mapping[str, float]]:
+    """Return the points that the outline of one curve needs, in their order."""
+    if len(curve) <= most:
+        return curve
+
+    def height(index: int) -> float:
+        value = curve[index][key]
+        return math.inf if math.isnan(value) else value  # so that what broke is kept too
+
+    stretches, inner = most // 2 - 1, len(curve) - 2
+    kept = {0, len(curve) - 1}
+    for number in range(stretches):
+        indices = range(1 + number * inner // stretches, 1 + (number + 1) * inner // stretches)
+        kept |= {min(indices, key=height), max(indices, key=height)}
+    return [curve[index] for index in sorted(kept)]
 
 
 def kept_step(log: Log) -> int | None:

@@ -127,7 +127,8 @@ class Facts:
     """Start (UTC), method, steps, tokens, seconds (of all, and the median of a step), peak memory in GiB and beside its
     plan, emissions in grams, whether it finished."""
     loss_history: Sequence[Mapping[str, float]] = ()
-    """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those."""
+    """Rows of `step` with `loss` (training) or `eval_loss` (held out); of what learns from rewards, with those.
+    Of a long run, the outline of each curve."""
     evaluation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """`base` and `adapter` → metric → value, on the held-out examples."""
     comparisons: Sequence[Comparison] = ()
@@ -195,8 +196,13 @@ def read_facts(path: Path) -> Facts:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf8"))
+        json.dumps(raw, ensure_ascii=False).encode("utf8")  # JSON may name halves of letters, which no file takes
     except FileNotFoundError as error:
         raise ConfigError(f"no {path.name} in {path.parent}; it is written while training") from error
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{path} holds {error.object[error.start]!r}, which is no letter; write it anew") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply to be facts; write it anew") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}); write it anew") from error
     if not isinstance(raw, dict):

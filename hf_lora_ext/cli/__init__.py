@@ -91,6 +91,12 @@ def _group() -> None:
     """Fine-tune with LoRA, right-sized."""
 
 
+def _tell(problem: str) -> None:
+    """Print what went wrong, with what a name from outside may hold that would move the cursor or hide text escaped."""
+    shown = (letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in problem)
+    click.echo(f"hf-lora: {''.join(shown)}", err=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     from ..errors import LoraExtError
@@ -101,10 +107,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "hf-lora")
-        click.echo(f"hf-lora: {error.format_message().rstrip('.')}; see `{command} --help`", err=True)
+        _tell(f"{error.format_message().rstrip('.')}; see `{command} --help`")
         sys.exit(2)
     except LoraExtError as error:
-        click.echo(f"hf-lora: {error}", err=True)
+        _tell(str(error))
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("hf-lora: interrupted; the same command again goes on where it stopped", err=True)

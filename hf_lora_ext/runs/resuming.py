@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+
+from ..errors import ResumeError
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -37,6 +40,9 @@ def train(trainer: Trainer, checkpoint: Path | None) -> None:
     Args:
         trainer: The trainer.
         checkpoint: Where to go on; None for a run of its own.
+
+    Raises:
+        ResumeError: If torch refuses what is pickled in the checkpoint: something else than numbers and names.
     """
     trainer.add_callback(stop := _StopAtTheEnd())
     try:
@@ -44,5 +50,10 @@ def train(trainer: Trainer, checkpoint: Path | None) -> None:
     except _NothingLeft:
         trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         trainer.is_in_train = False
+    except UnpicklingError as error:
+        raise ResumeError(
+            f"{checkpoint} holds a pickle that is no trainer's own, which torch does not load "
+            f"({str(error).splitlines()[0]}); remove that folder, and the same command goes on from the one before it"
+        ) from error
     finally:
         trainer.remove_callback(stop)

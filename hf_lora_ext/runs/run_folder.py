@@ -23,6 +23,7 @@ from typing import Any, Final
 from ..cards.facts import read_facts, write_text_atomically
 from ..errors import ConfigError, ResumeError
 from ..machine import free_disk_bytes
+from .checkpoint_files import damage_in
 from .recipe import Recipe, dump_recipe, load_recipe
 
 __all__ = ["RunFolder", "checkpoint_to_resume", "claimed", "last_whole_checkpoint", "owned_folder"]
@@ -190,7 +191,8 @@ def checkpoint_to_resume(folder: Path, processes: int) -> Path | None:
     """Return the newest whole checkpoint, or None, for a run in so many processes.
 
     Raises:
-        ResumeError: If as many have not written it: order of the data and size of the batch would be others.
+        ResumeError: If as many have not written it: order of the data and size of the batch would be others. If a
+            file of it cannot be read, which was whole when the checkpoint was written to its end.
     """
     checkpoint = last_whole_checkpoint(folder)
     if checkpoint is None:
@@ -200,4 +202,9 @@ def checkpoint_to_resume(folder: Path, processes: int) -> Path | None:
         then, now = (f"{n} processes" if n > 1 else "one process" for n in (each, processes))
         how = f"--launch ddp{each}, or accelerate launch --num_processes {each}" if each else "one process"
         raise ResumeError(f"{checkpoint} was written by {then}, and here {now} would go on with it; use {how}")
+    if (damage := damage_in(checkpoint)) is not None:
+        raise ResumeError(
+            f"{checkpoint} was damaged after it was written ({damage}); put the file back, or remove that folder, and "
+            "the same command goes on from the checkpoint before it, or from the start"
+        )
     return checkpoint
