@@ -24,10 +24,10 @@ recipes: $(VENV)/installed
 	$(VENV)/bin/hf-lora recipes --markdown > recipes/README.new && mv recipes/README.new recipes/README.md
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not network"
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu and not network"
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow and not gpu and not network"
 
 # Each trial leaves its counts in build/battery, so that a battery can be carried out in parts.
 battery: $(VENV)/installed
@@ -62,7 +62,7 @@ test-wheel: $(VENV)/installed
 	$(WHEEL) build/wheel/dist/*.whl --group test
 	$(WHEEL) --no-deps $(OFFLINE_MODEL)
 	cp -r tests pyproject.toml README.md build/wheel/
-	cd build/wheel && venv/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
+	cd build/wheel && venv/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not network"
 
 test-lowest:
 	$(PYTHON) -m venv build/lowest
@@ -70,7 +70,7 @@ test-lowest:
 	$(LOWEST) torch
 	$(LOWEST) --editable . --group test
 	$(LOWEST) --no-deps $(OFFLINE_MODEL)
-	build/lowest/bin/python -m pytest -n 2 -m "not slow and not gpu and not network"
+	build/lowest/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not network"
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,11 +1,13 @@
 """Fixtures: a tiny model with a tokenizer, small data files, and caches that belong to the test run."""
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,26 @@ settings.register_profile("shared cores", deadline=None, suppress_health_check=[
 settings.load_profile("shared cores")
 
 PAIRS = [{"prompt": f"What is {n} plus one?\n", "completion": f"It is {n + 1}."} for n in range(40)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_is_looked_over() -> None:
+    """Take what is imported by now out of the garbage collector's sight.
+
+    Each `Trainer.train()` collects; over the half million objects of imported libraries that took as long as a run.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _templates_are_compiled_once() -> Iterator[None]:
+    """Remember what Jinja compiles: peft compiles the template of its card for every adapter that it saves."""
+    from jinja2 import Environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Environment, "compile", lru_cache(maxsize=32)(Environment.compile))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,21 +16,25 @@ FIND = """
 import json, sys
 from hf_lora_ext import LoraExtError, preset
 from hf_lora_ext.models.base_models import find_base_model
-try:
-    p = preset(sys.argv[1])
-    base = find_base_model(sys.argv[1])
-    answer = {"source": p.shape.source, "parameters": p.shape.parameters, "path": base.path,
-              "recorded": base.recorded_name, "revision": base.facts.revision, "license": base.facts.license}
-except LoraExtError as error:
-    answer = {"error": str(error)}
-print(json.dumps(answer))
+for name in sys.argv[1:]:
+    answer = {}
+    try:
+        p = preset(name)
+        answer |= {"source": p.shape.source, "parameters": p.shape.parameters}
+        base = find_base_model(name)
+        answer |= {"path": base.path, "recorded": base.recorded_name, "revision": base.facts.revision,
+                   "license": base.facts.license}
+    except LoraExtError as error:
+        answer["error"] = str(error)
+    print(json.dumps(answer))
 """
 
 
-def find(name: str, endpoint: str, cache: Path) -> dict:
-    result = run_python("-c", FIND, name, HF_ENDPOINT=endpoint, HF_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1")
+def find(names: list[str], endpoint: str, cache: Path) -> list[dict]:
+    """Ask a fresh process for each name's preset, and then for its model."""
+    result = run_python("-c", FIND, *names, HF_ENDPOINT=endpoint, HF_HOME=str(cache), HF_HUB_DISABLE_TELEMETRY="1")
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return [json.loads(line) for line in result.stdout.splitlines()[-len(names) :]]
 
 
 def test_a_local_folder_is_itself(tiny_model: Path):
@@ -48,7 +52,7 @@ def test_with_the_hub_in_reach_name_revision_licence_and_size_come_from_it(
 ):
     git_hub.create_from("me/tiny", tiny_model)
     commit = git_hub.push("me/tiny", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
-    found = find("me/tiny", git_hub.endpoint, tmp_path)
+    [found] = find(["me/tiny"], git_hub.endpoint, tmp_path)
     assert found["source"] == "config.json on the Hub (llama, exact)"
     assert found["parameters"] == 35104
     assert (found["path"], found["recorded"], found["revision"], found["license"]) == (
@@ -60,14 +64,15 @@ def test_with_the_hub_in_reach_name_revision_licence_and_size_come_from_it(
 
 
 def test_a_name_that_the_hub_does_not_know_is_said_at_once(git_hub: Hub, tmp_path: Path):
-    assert "is not on the Hub, or is private" in find("me/tinny-7b", git_hub.endpoint, tmp_path)["error"]
+    [found] = find(["me/tinny-7b"], git_hub.endpoint, tmp_path)
+    assert "is not on the Hub, or is private" in found["error"]
 
 
 def test_a_gated_model_still_gets_a_preset(git_hub: Hub, tiny_model: Path, tmp_path: Path):
-    for name in ("me/gated-7b", "meta-llama/Llama-2-7b-hf"):
+    names = ["me/gated-7b", "meta-llama/Llama-2-7b-hf"]
+    for name in names:
         git_hub.create_from(name, tiny_model, gated="manual")
-    named = find("me/gated-7b", git_hub.endpoint, tmp_path)
-    shipped = find("meta-llama/Llama-2-7b-hf", git_hub.endpoint, tmp_path)
+    named, shipped = find(names, git_hub.endpoint, tmp_path)
     assert (named["parameters"], named["source"].partition(" (")[0]) == (7 * 10**9, "its name")
     assert (shipped["parameters"], shipped["source"].partition(" (")[0]) == (
         6_738_415_616,
@@ -97,24 +102,19 @@ def test_a_downloaded_model_is_found_when_the_hub_is_away(git_hub: Hub, tiny_mod
     download = "from huggingface_hub import snapshot_download; snapshot_download('me/tiny')"
     git_hub.create_from("me/tiny", tiny_model)
     assert run_python("-c", download, HF_ENDPOINT=git_hub.endpoint, HF_HOME=str(tmp_path)).returncode == 0
-    found = find("me/tiny", NOWHERE, tmp_path)
+    [found] = find(["me/tiny"], NOWHERE, tmp_path)
     assert found["revision"] == git_hub.head("me/tiny")
     assert found["recorded"] == "me/tiny"
     assert Path(found["path"]).is_dir()
 
 
 def test_away_from_the_hub_a_preset_knows_the_size_and_a_run_is_refused(tmp_path: Path):
-    assert (
-        "is not a folder here, the Hub is out of reach" in find("meta-llama/Llama-2-7b-hf", NOWHERE, tmp_path)["error"]
-    )
-    for name, source in (
-        ("meta-llama/Llama-2-7b-hf", "the config shipped for this popular model (llama, exact)"),
-        ("somebody/new-7b", "its name (no config.json within reach)"),
-    ):
-        preset_only = f"from hf_lora_ext import preset; print(preset({name!r}).shape.source)"
-        result = run_python("-c", preset_only, HF_ENDPOINT=NOWHERE, HF_HOME=str(tmp_path))
-        assert result.stdout.strip() == source
-    assert "its name states none" in find("some/model", NOWHERE, tmp_path)["error"]
+    shipped, named, unknown = find(["meta-llama/Llama-2-7b-hf", "somebody/new-7b", "some/model"], NOWHERE, tmp_path)
+    assert shipped["source"] == "the config shipped for this popular model (llama, exact)"
+    assert named["source"] == "its name (no config.json within reach)"
+    for found in (shipped, named):
+        assert "is not a folder here, the Hub is out of reach" in found["error"]
+    assert "its name states none" in unknown["error"]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ LOAD = """
 import json, sys
 from hf_lora_ext import LoraExtError
 from hf_lora_ext.hub import load_hub_dataset
-try:
-    rows, commit = load_hub_dataset(*sys.argv[1:])
-    answer = {"rows": len(rows), "columns": rows.column_names, "commit": commit}
-except LoraExtError as error:
-    answer = {"error": str(error)}
-print(json.dumps(answer))
+for asked in json.loads(sys.argv[1]):
+    try:
+        rows, commit = load_hub_dataset(*asked)
+        answer = {"rows": len(rows), "columns": rows.column_names, "commit": commit}
+    except LoraExtError as error:
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
 """
 
 
@@ -31,23 +32,24 @@ def commit(git_hub: Hub, tmp_path: Path) -> str:
     return git_hub.head("me/sums", kind="dataset")
 
 
-def load(endpoint: str, cache: Path, *arguments: str) -> dict:
-    result = run_python("-c", LOAD, *arguments, HF_ENDPOINT=endpoint, HF_HOME=str(cache))
+def load(endpoint: str, cache: Path, *asked: tuple[str, ...]) -> list[dict]:
+    """Load datasets, each by what is asked, in one fresh process."""
+    result = run_python("-c", LOAD, json.dumps(asked), HF_ENDPOINT=endpoint, HF_HOME=str(cache))
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return [json.loads(line) for line in result.stdout.splitlines()[-len(asked) :]]
 
 
 def test_a_dataset_comes_by_name_and_split_with_its_commit(git_hub: Hub, commit: str, tmp_path: Path):
-    endpoint = git_hub.endpoint
-    assert load(endpoint, tmp_path, "me/sums", "train") == {
-        "rows": 40,
-        "columns": ["prompt", "completion"],
-        "commit": commit,
-    }
-    assert load(endpoint, tmp_path, "me/sums", "test", commit)["rows"] == 5
-    assert "set data.split" in load(endpoint, tmp_path, "me/sums", "trian")["error"]
-    assert "nor a dataset on the Hub" in load(endpoint, tmp_path, "me/summs", "train")["error"]
-    assert "at revision 'v9'" in load(endpoint, tmp_path, "me/sums", "train", "v9")["error"]
+    train, test, no_split, no_dataset, no_revision = load(
+        git_hub.endpoint, tmp_path,
+        ("me/sums", "train"), ("me/sums", "test", commit), ("me/sums", "trian"), ("me/summs", "train"),
+        ("me/sums", "train", "v9"),
+    )  # fmt: skip
+    assert train == {"rows": 40, "columns": ["prompt", "completion"], "commit": commit}
+    assert test["rows"] == 5
+    assert "set data.split" in no_split["error"]
+    assert "nor a dataset on the Hub" in no_dataset["error"]
+    assert "at revision 'v9'" in no_revision["error"]
 
 
 def test_a_run_on_a_hub_dataset_records_its_revision(git_hub: Hub, commit: str, tiny_recipe: Path, tmp_path: Path):

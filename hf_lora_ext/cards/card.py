@@ -3,11 +3,14 @@
 What is unknown has no section: there are no placeholders. The template is `model_cards/adapter.md.jinja`.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..resources import shipped_folder
@@ -16,6 +19,9 @@ from .facts import Facts, StatedFacts, read_facts, redact, write_text_atomically
 from .metadata import LANGUAGE, card_metadata
 from .ownership import is_machine_made, sealed, text_block, your_text
 from .view import card_view
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["CardWritten", "card_metadata", "refresh_card", "render_card", "write_card"]
 
@@ -45,18 +51,13 @@ def render_card(facts: Facts | Mapping[str, Any], template: str | Path | None = 
     Raises:
         ConfigError: If a mapping holds no facts of this schema, or the template cannot be read or rendered.
     """
-    from jinja2 import StrictUndefined, TemplateError
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2 import TemplateError
 
     known = Facts.from_dict(facts.to_dict() if isinstance(facts, Facts) else facts)  # unknown facts drop out
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
-    )
-    environment.filters |= {name: getattr(markdown, name) for name in markdown.__all__}
     source = shipped_folder("model_cards") / "adapter.md.jinja" if template is None else Path(template)
     block = text_block(your_text)
     try:
-        card = environment.from_string(source.read_text(encoding="utf8")).render(**card_view(known), your_text=block)
+        card = _compiled(source.read_text(encoding="utf8")).render(**card_view(known), your_text=block)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"template {source}: {error}; give a Jinja file in UTF-8") from error
     except TemplateError as error:
@@ -71,6 +72,19 @@ def render_card(facts: Facts | Mapping[str, Any], template: str | Path | None = 
     if block not in card:  # a template of the user's own that says nothing of it
         card = f"{card.rstrip()}\n\n{block}\n"
     return sealed(card.encode("utf8", "replace").decode("utf8"))
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Template:
+    """Return a template; one run renders its card several times, and compiling takes most of that."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    environment.filters |= {name: getattr(markdown, name) for name in markdown.__all__}
+    return environment.from_string(source)
 
 
 def write_card(
