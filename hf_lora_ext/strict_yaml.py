@@ -44,7 +44,13 @@ def read_yaml(text: str, where: str) -> Any:
             raise ConfigError(f"{where}: key {', '.join(sorted(repeated))} appears twice; keep one")
         return loader.construct_mapping(node, deep=True)
 
+    def integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+        value = loader.construct_yaml_int(node)
+        str(value)  # raises for a hexadecimal number too long for Python to write, which no message could show
+        return value
+
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Loader.add_constructor("tag:yaml.org,2002:int", integer)
     Loader.add_implicit_resolver(*_EXPONENT)
     try:
         return yaml.load(text, Loader=Loader)

@@ -286,3 +286,11 @@ def test_an_evaluation_at_the_end_is_refused_where_no_process_has_the_whole_mode
     assert validate(wanted) == []
     (problem,) = validate(wanted | {"sharding": sharding})
     assert problem.startswith(f"evaluate: under {sharding} no process has the whole model")
+
+
+@pytest.mark.parametrize("text", ["0x{}", "rank: 0x{}", "rank: !!int 0x{}", "rank: [-0x{}]", "? 0x{}\n: 1"])
+def test_a_number_too_long_to_be_written_is_refused(tmp_path, text):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text.format("f" * 5000))
+    with pytest.raises(ConfigError, match="is not valid YAML: Exceeds the limit"):
+        load_recipe(file)
