@@ -152,21 +152,15 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
-    """Forty prompt-completion examples as JSON lines."""
-    return write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
-
-
-@pytest.fixture
-def tiny_recipe(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> Path:
-    """A recipe that trains the tiny model for six steps in a second or two."""
-    file = tmp_path / "tiny.yaml"
+def write_tiny_recipe(folder: Path, model: Path) -> Path:
+    """Write a recipe that trains the tiny model for six steps in a second or two, and its forty examples."""
+    data = write_jsonl(folder / "pairs.jsonl", PAIRS)
+    file = folder / "tiny.yaml"
     file.write_text(
         f"""
-model: {tiny_model}
-output_dir: {tmp_path / "run"}
-data: {{source: {pairs_file}}}
+model: {model}
+output_dir: {folder / "run"}
+data: {{source: {data}}}
 training:
   max_steps: 6
   per_device_train_batch_size: 2
@@ -179,6 +173,12 @@ training:
         encoding="utf8",
     )
     return file
+
+
+@pytest.fixture
+def tiny_recipe(tiny_model: Path, tmp_path: Path) -> Path:
+    """A recipe that a test may change."""
+    return write_tiny_recipe(tmp_path, tiny_model)
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import hf_lora, outcome
+from conftest import hf_lora, outcome, write_tiny_recipe
 from git_hub_access import WRITE_TOKEN
 from git_hub_state import Hub
 from push_runs import REPO
@@ -59,18 +59,10 @@ def long_recipe(tiny_recipe: Path) -> Path:
 @pytest.fixture(scope="module")
 def whole_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
     """The same run, uninterrupted; its folder is `args[-1]`."""
-    from conftest import PAIRS, write_jsonl
-
-    folder = tmp_path_factory.mktemp("whole")
-    data = write_jsonl(folder / "pairs.jsonl", PAIRS)
-    file = folder / "tiny.yaml"
-    file.write_text(
-        f"model: {tiny_model}\noutput_dir: {folder / 'run'}\ndata: {{source: {data}}}\ntraining: {{max_steps: 24, "
-        "per_device_train_batch_size: 2, gradient_accumulation_steps: 1, learning_rate: 1e-2, logging_steps: 1, "
-        "eval_steps: 3, save_steps: 2}\n"
-    )
+    file = write_tiny_recipe(tmp_path_factory.mktemp("whole"), tiny_model)
+    file.write_text(file.read_text().replace("max_steps: 6", "max_steps: 24"))
     done = hf_lora("train", file, "--launch", "ddp2", "--json")
-    done.args = [*done.args, str(folder / "run")]
+    done.args = [*done.args, str(file.parent / "run")]
     return done
 
 

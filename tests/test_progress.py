@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from adaptive_runs import adapted, build
-from conftest import hf_lora, outcome
+from conftest import outcome
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_lora_ext import ConfigError, ResourceCallback, load_recipe
@@ -105,11 +105,11 @@ def test_on_a_terminal_the_training_is_one_line_and_others_stay_whole(tiny_recip
     assert "\x1b[?25h" in text  # the cursor is back
 
 
-def test_in_a_file_there_is_a_line_for_each_log(tiny_recipe: Path):
-    done = hf_lora("train", tiny_recipe, "samples=0")
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"step +\d/6  loss [\d.]+  [\d,]+ tokens/s", done.stderr)) == 6
-    assert "\x1b" not in done.stderr
+def test_in_a_file_there_is_a_line_for_each_log(capsys: pytest.CaptureFixture[str], tiny_recipe: Path):
+    code, _, err = outcome(capsys, "train", tiny_recipe, "samples=0")
+    assert code == 0, err
+    assert len(re.findall(r"step +\d/6  loss [\d.]+  [\d,]+ tokens/s", err)) == 6
+    assert "\x1b" not in err
 
 
 # --- trackers ---------------------------------------------------------------------------------------------------
