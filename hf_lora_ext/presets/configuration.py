@@ -65,7 +65,7 @@ class Preset:
     adapter_dtype: Literal["float32", "bfloat16"]
     """Precision of the adapter's weights while they train."""
     optimizer: str
-    """A name in `run_choices.OPTIMIZERS`."""
+    """A name in `run.OPTIMIZERS`."""
     attention: str
     """Attention kernel, by its transformers name."""
     packing: bool

@@ -100,7 +100,7 @@ class Recipe:
     adaptive_rank: bool | None = None
     """Whether the rank is a mean that layers share as they need it."""
     optimizer: str | None = None
-    """A name in `run_choices.OPTIMIZERS`."""
+    """A name in `run.OPTIMIZERS`."""
     attention: str | None = None
     """Attention kernel, by its transformers name."""
     sharding: Sharding | None = None

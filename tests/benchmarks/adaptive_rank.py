@@ -92,7 +92,7 @@ def options_from(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--share-rates", action="store_true", help="ours-* and shuffled take the rate of ours, untuned")
     parser.add_argument("--retry", action="store_true", help="run cells again that failed before")
     parser.add_argument("--out", type=Path, help="folder of the cells and the tables")
-    parser.add_argument("--cost", action="store_true", help="time steps and events instead; about 3 minutes")
+    parser.add_argument("--cost", action="store_true", help="time steps, runs and events instead; about 8 minutes")
     options = parser.parse_args(arguments)
     for name, value in DEFAULTS[options.task].items():
         if getattr(options, name) is None:

@@ -1,4 +1,4 @@
-"""What adaptive rank costs: steps of several methods taken in turn in one process, and one event of a 7B's size."""
+"""What adaptive rank costs: steps and runs of several methods by turns in one process, and one event of a 7B's size."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ SIZES = Sizes(steps=20, batch=4)
 SHAPE = PlantedShape(vocabulary=1024, hidden=512, intermediate=1024, layers=2, heads=8)
 EVENT_STEP, PROBE_FROM = 12, 5
 """With 20 steps, one event, first=0.1, last=0.6 and 8 probe steps."""
+RUNS, RUN_SIZES = 3, Sizes(steps=200, batch=4)
+"""Whole runs, with the callback's defaults: 8 events' probes are a third of 200 steps, a thirtieth of 2,000."""
 LAYERS, WIDTH, WIDE_RANK = 196, 2048, 32
 """The event that is timed: as many layers as a Llama of 28 blocks has, cut from rank 32 to a mean of 8."""
 
@@ -65,6 +67,7 @@ def print_cost(device: str) -> None:
     print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, {device}; medians over {ROUNDS} rounds")
     print("CPU seconds of this process\n" if device == "cpu" else "seconds by the clock\n")
     print(step_table(step_times(device)), "\n", flush=True)
+    print(run_table(run_times(device)), "\n", flush=True)
     print(event_report())
 
 
@@ -81,23 +84,47 @@ def step_times(device: str) -> dict[str, list[float]]:
     return found
 
 
-def job(device: str) -> Job:
+def run_times(device: str) -> dict[str, list[float]]:
+    """Return seconds of whole runs, first step and set-up of the model left out; every method has its turn."""
+    found: dict[str, list[float]] = defaultdict(list)
+    turns: dict[str, Callable[[Job, Clock], None]] = {
+        f"plain LoRA, target rank {RANK}": lambda made, clock: train_plain(made, clock, RANK),
+        f"plain LoRA, start rank {WIDE * RANK}": lambda made, clock: train_plain(made, clock, WIDE * RANK),
+        "ours": train_ours,
+        f"AdaLoRA, {round(1.5 * RANK)} to {RANK}": lambda made, clock: adalora_method(made, [clock]),
+    }
+    for _ in range(RUNS):
+        for name, turn in turns.items():
+            clock = Clock(device)
+            turn(job(device, RUN_SIZES), clock)
+            found[name].append(sum(clock.seconds[1:]))
+    return found
+
+
+def train_plain(made: Job, clock: Clock, rank: int) -> None:
+    train(made, lora_model(made, dict.fromkeys(made.costs, rank)), [clock])
+
+
+def train_ours(made: Job, clock: Clock) -> None:
+    callback = AdaptiveRankCallback(budget_parameters=made.cell.budget)
+    train(made, lora_model(made, dict.fromkeys(made.costs, RANK)), [clock, callback])
+
+
+def job(device: str, sizes: Sizes = SIZES) -> Job:
     """Return a run on a Llama of 512 channels, 256 tokens a step."""
     task = PlantedTask(length=64, held_out_rows=1, shape=SHAPE, device=device)
-    made = Job(Cell(method="", seed=0, budget=0, learning_rate=1e-3, scale=1.0), task, SIZES)
+    made = Job(Cell(method="", seed=0, budget=0, learning_rate=1e-3, scale=1.0), task, sizes)
     made.cell = replace(made.cell, budget=RANK * sum(made.costs.values()))
     return made
 
 
 def plain_wide(clock: Clock, device: str) -> dict[str, list[float]]:
-    made = job(device)
-    train(made, lora_model(made, dict.fromkeys(made.costs, WIDE * RANK)), [clock])
+    train_plain(job(device), clock, WIDE * RANK)
     return {f"plain LoRA, start rank {WIDE * RANK}": clock.seconds[2:]}
 
 
 def plain_target(clock: Clock, device: str) -> dict[str, list[float]]:
-    made = job(device)
-    train(made, lora_model(made, dict.fromkeys(made.costs, RANK)), [clock])
+    train_plain(job(device), clock, RANK)
     return {f"plain LoRA, target rank {RANK}": clock.seconds[2:]}
 
 
@@ -130,6 +157,18 @@ def step_table(found: dict[str, list[float]]) -> str:
         rows.append([phase, f"{1000 * statistics.median(seconds):.0f}", f"{1000 * min(seconds):.0f}",
                      f"{1000 * max(seconds):.0f}", f"{statistics.median(ratios):.2f}"])  # fmt: skip
     return table(["step", "ms", "lowest", "highest", "x start rank"], rows)
+
+
+def run_table(found: dict[str, list[float]]) -> str:
+    """Return medians of whole runs, and ratios to plain LoRA of the target rank, paired by round."""
+    base = next(iter(found.values()))
+    rows = []
+    for name, seconds in found.items():
+        ratios = [one / other for one, other in zip(seconds, base, strict=True)]
+        rows.append([name, f"{statistics.median(seconds):.1f}", f"{statistics.median(ratios):.2f}",
+                     f"{min(ratios):.2f} to {max(ratios):.2f}"])  # fmt: skip
+    head = [f"run of {RUN_SIZES.steps} steps", "s", "x target rank", f"range of {RUNS}"]
+    return table(head, rows)
 
 
 def event_report() -> str:
