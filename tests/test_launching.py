@@ -121,10 +121,10 @@ def test_what_ends_the_launcher_ends_every_process(long_recipe: Path, how: signa
 
 
 def test_what_is_wrong_is_told_once_with_the_exit_code_of_one_process(tiny_recipe: Path):
-    done = hf_lora("train", tiny_recipe, "--launch", "ddp2", "targets=[q_prj]")
+    done = hf_lora("train", tiny_recipe, "--launch", "ddp2", "targets=[dense_4h]")
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if line.startswith("hf-lora:")] == [
-        "hf-lora: targets ('q_prj',) match no module of tiny-llama; use all-linear"
+        "hf-lora: targets ('dense_4h',) match no module of tiny-llama; use all-linear"
     ]
 
 

@@ -218,7 +218,7 @@ def test_overrides_leave_the_original_alone():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("max_steps", r"'max_steps' is not key=value; write e\.g\. training\.max_steps=20"),
+        ("max_steps", r"'max_steps' is not key=value; write it without spaces around =, e\.g\. training\.max_steps=20"),
         ("=3", "is not key=value"),
         ("model.name=x", "model holds text, so it has no key 'name'"),
         ("rank=[", "override 'rank=.*' is not valid YAML"),

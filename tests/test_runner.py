@@ -260,7 +260,7 @@ def test_a_folder_with_another_run_is_left_alone(recipe: Recipe):
     ("change", "message"),
     [
         ({"model": "no/such/folder"}, "no such folder"),
-        ({"targets": ("q_prj",)}, "match no module"),
+        ({"targets": ("dense_4h",)}, "match no module"),
         ({"rank": 2, "training": {"max_steps": 2, "optim": "adamm"}}, "adamm"),
         ({"training": {"max_steps": 2, "lr_scheduler_type": "liner"}}, "liner"),
     ],

@@ -106,12 +106,16 @@ def push_adapter(
         try:
             return _push(found, request, token, dry_run, confirm, say)
         except PushError as error:
-            again = None
-            if isinstance(error, UnfitError):  # its title may be what must not be told
-                request = replace(request, message=MESSAGE)
-                again = "push the same object again" if found.model is not None else None
-            command = request.command(_kept(found, request)) + " --dry-run" * dry_run
-            raise type(error)(f"{error}\nagain: {again or f'`{command}`'}") from error
+            raise type(error)(f"{error}\nagain: {_again(error, found, request, dry_run)}") from error
+
+
+def _again(error: PushError, found: Gathered, request: PushRequest, dry_run: bool) -> str:
+    """Return how to push again; a model in memory is kept on disk for it, if it may leave this process."""
+    if isinstance(error, UnfitError):  # its title may be what must not be told
+        if found.model is not None:
+            return "push the same object again"
+        request = replace(request, message=MESSAGE)
+    return f"`{request.command(_kept(found, request))}{' --dry-run' * dry_run}`"
 
 
 def _kept(found: Gathered, request: PushRequest) -> Path:
