@@ -24,6 +24,7 @@ from transformers import (
 
 from hf_lora_ext.ranks.change import change_ranks_
 from hf_lora_ext.ranks.criteria import CRITERIA, find_bases
+from hf_lora_ext.ranks.events import short_run_warning
 from hf_lora_ext.ranks.lora_layers import lora_layers
 
 
@@ -39,6 +40,20 @@ def test_rank_moves_under_the_budget_and_the_adapter_is_ordinary(tiny_model: Pat
     trainer.save_model(str(tmp_path / "adapter"))
     again = PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")
     assert torch.equal(logits(again), logits(model))
+
+
+def test_a_short_run_says_once_what_it_lost_elsewhere(tiny_model: Path, tmp_path: Path, caplog) -> None:
+    trainer = build(adapted(tiny_model), tmp_path, callback(), save_strategy="steps", save_steps=11)
+    trainer.train()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-11"))
+    said = [line.message for line in caplog.records if "has to be learned again" in line.message]
+    assert len(said) == 1
+    assert said[0].startswith("adaptive rank in 12 steps: what an event cuts has to be learned again, and 5 steps")
+
+
+@pytest.mark.parametrize(("steps", "mode"), [(300, "anneal"), (20, "fixed")])
+def test_a_long_run_and_one_that_never_is_wide_hear_nothing_of_it(steps: int, mode: Any) -> None:
+    assert short_run_warning(steps, 7, mode) is None
 
 
 @pytest.mark.parametrize("stop", [3, 4, 6, 7, 11])

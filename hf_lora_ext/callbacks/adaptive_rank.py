@@ -22,7 +22,7 @@ from ..plots import plot_ranks
 from ..ranks.allocation import allocate_ranks
 from ..ranks.change import change_ranks_, mask_ranks_
 from ..ranks.criteria import CRITERIA, Criterion, find_bases
-from ..ranks.events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves
+from ..ranks.events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves, short_run_warning
 from ..ranks.lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
 from ..ranks.low_rank import Basis
 from ..ranks.moves import apply_moves_, decide_moves, groups_of, rows_to_judge
@@ -153,6 +153,9 @@ class AdaptiveRankCallback(TrainerCallback):
             put_precision_back_(self.optimizer_, self.recalled_from_)
         self.state_.groups |= groups_of(self.optimizer_, self.layers_.carrying)
         self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, args)
+        warning = short_run_warning(state.max_steps, self.plan_[-1].step, self.mode)
+        if warning and not state.global_step and state.is_world_process_zero:
+            logger.warning(warning)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,11 +8,22 @@ from typing import Final, Literal, get_args
 
 from ..errors import BudgetError, ConfigError, nearest
 
-__all__ = ["FEWEST_PASSES", "Mode", "RankEvent", "check_mode", "check_target", "plan_events", "plan_moves"]
+__all__ = [
+    "FEWEST_PASSES",
+    "Mode",
+    "RankEvent",
+    "check_mode",
+    "check_target",
+    "plan_events",
+    "plan_moves",
+    "short_run_warning",
+]
 
 Mode = Literal["anneal", "fixed"]
 FEWEST_PASSES: Final = 4
 """Passes that new directions are judged by: one aims them, and three leave a jackknife pairs to compare."""
+SHORT_RUN: Final = 300
+"""Steps: a measured run of 120 lost to uniform rank, one of 700 won (Results in `callbacks/adaptive_rank.md`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +86,23 @@ def plan_events(
         planned.append(RankEvent(step=step, probe_from=max(previous + 1, step - probe_steps + 1), budget=budget))
         previous = step
     return tuple(planned)
+
+
+def short_run_warning(max_steps: int, last_event: int, mode: Mode) -> str | None:
+    """Return why a run may be too short to start wide; None for a longer one, and where nothing starts wide.
+
+    Args:
+        max_steps: Optimizer steps of the run.
+        last_event: Step of its last event.
+        mode: Of the callback.
+    """
+    if mode == "fixed" or max_steps >= SHORT_RUN:
+        return None
+    return (
+        f"adaptive rank in {max_steps} steps: what an event cuts has to be learned again, and {max_steps - last_event} "
+        f"steps follow the last one; in a measured run of 120 steps uniform rank was better; train for {SHORT_RUN} "
+        "steps or more, or use a plain LoraConfig of the target rank"
+    )
 
 
 def _check(events: int, first: float, last: float, probe_steps: int) -> None:
