@@ -22,6 +22,8 @@ from hf_lora_ext.runs.recipe import (
     parse_recipe,
     validate,
 )
+from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS
+from hf_lora_ext.runs.trainer_rules import COMMON_FIELDS, OTHER_NAMES, TRAINING_FIELDS
 
 MINIMAL = {"model": "me/model", "output_dir": "out/x", "data": {"source": "data.jsonl"}}
 
@@ -123,6 +125,9 @@ def test_all_problems_are_named_at_once():
         (merged(Rank=8), "Rank: unknown key; did you mean `rank`?"),
         (merged(data={"source": "x", "colums": {}}), "data.colums: unknown key; did you mean `columns`?"),
         (merged(training={"learning_rat": 1}), "training.learning_rat: unknown key; did you mean `learning_rate`?"),
+        (merged(learning_rate=1e-4), "learning_rate: unknown key; did you mean `training.learning_rate`?"),
+        (merged(epochs=3), "epochs: unknown key; did you mean `training.num_train_epochs`?"),
+        (merged(r=8), "r: unknown key; did you mean `rank`?"),
         (merged(push={"repo": "me/x", "tga": "v1"}), "push.tga: unknown key; did you mean `tag`?"),
         (merged(push={"repo": "me/x", "token": "hf_x"}), "push.token: a recipe is shared, so it holds no token"),
         (merged(push={"tag": "v1"}), "push.repo: missing"),
@@ -131,6 +136,16 @@ def test_all_problems_are_named_at_once():
 )
 def test_an_unknown_key_names_the_nearest_valid_one(raw, hint):
     assert any(problem.startswith(hint) for problem in validate(raw))
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_what_other_tools_call_a_field_is_told_as_a_field_that_the_trainer_takes(name: str):
+    assert name not in TRAINING_FIELDS
+    for trainer, kind in TRAINER_KINDS.items():
+        (problem,) = (p for p in validate(merged(trainer=trainer, training={name: 1})) if p.startswith("training."))
+        meant = OTHER_NAMES[name]
+        told = f"training.{name}: unknown key; did you mean `{meant}`?"
+        assert (problem == told) == (meant in {*COMMON_FIELDS, *kind.fields})
 
 
 @pytest.mark.parametrize(

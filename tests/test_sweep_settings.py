@@ -90,6 +90,8 @@ def test_a_reference_has_nothing_of_an_adapter(file: Path):
     ("override", "message"),
     [
         ("space.rnk=[1]", "space.rnk: unknown key; did you mean `rank`?"),
+        ("space.lr=[1e-4]", "space.lr: unknown key; did you mean `training.learning_rate`?"),
+        ("space.training.lr=[1e-4]", "space.training.lr: unknown key; did you mean `training.learning_rate`?"),
         ("space.rank=[0, 8]", "space.rank: found 0, needed a whole number from 1"),
         ("space.rank=[]", "space.rank: found an empty list"),
         ("space.rank=[1, 1]", "space.rank: a value appears twice"),

@@ -154,3 +154,5 @@ def test_overrides_of_the_trainer_config_win_and_typos_are_refused(tmp_path: Pat
         assert p.sft_config(str(tmp_path), **{name: True}).gradient_checkpointing is True
     with pytest.raises(ConfigError, match="did you mean `learning_rate`"):
         p.sft_config(str(tmp_path), learning_rat=1e-4)
+    with pytest.raises(ConfigError, match="did you mean `learning_rate`"):
+        p.sft_config(str(tmp_path), lr=1e-4)

@@ -23,7 +23,7 @@ from .evaluate_choice import EvaluateChoice, evaluate_problems
 from .push_choice import PushChoice, push_problems
 from .recipe_rules import FRACTION, FROM_0, FROM_1, SWITCH, TEXT, Rule, find_problems, is_names, is_whole, one_of
 from .trainer_kinds import TRAINERS, Trainer
-from .trainer_rules import trainer_problems
+from .trainer_rules import OTHER_NAMES, TRAINING_FIELDS, trainer_problems
 
 __all__ = [
     "DataChoice",
@@ -185,12 +185,18 @@ _DATA_RULES: Final = {
     "eval_examples": FROM_1,
     "max_characters": FROM_1,
 }
+_OTHER_NAMES: Final = {
+    **{name: f"training.{field}" for name, field in OTHER_NAMES.items()},
+    **{field: f"training.{field}" for field in TRAINING_FIELDS},
+    **{"r": "rank", "lora_r": "rank"},
+}
+"""What is no key of a recipe → the key that says it."""
 
 
 def validate(raw: Mapping[str, Any]) -> list[str]:
     """Return every problem of a raw recipe, one line each; empty when it is right."""
     raw = _given(raw)
-    problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"))
+    problems = find_problems(raw, _RECIPE_RULES, required=("model", "output_dir", "data"), meaning=_OTHER_NAMES)
     data, push = raw.get("data"), raw.get("push")
     if isinstance(measured := raw.get("evaluate"), Mapping):
         problems += evaluate_problems(measured)

@@ -65,7 +65,11 @@ FRACTION: Final = Rule(lambda v: is_number(v, 0, 1), "a number from 0 up to, not
 
 
 def find_problems(
-    raw: Mapping[Any, Any], rules: Mapping[str, Rule], required: Iterable[str] = (), prefix: str = ""
+    raw: Mapping[Any, Any],
+    rules: Mapping[str, Rule],
+    required: Iterable[str] = (),
+    prefix: str = "",
+    meaning: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return what is wrong with a mapping's keys and values, one line each.
 
@@ -74,12 +78,13 @@ def find_problems(
         rules: Key → rule.
         required: Keys that must be given.
         prefix: What each line's key begins with.
+        meaning: Key of other tools → the one that it is here.
     """
     found = [f"{prefix}{key}: missing; needed: {rules[key].need}" for key in required if raw.get(key) is None]
     for key, value in raw.items():
         rule = rules.get(key) if isinstance(key, str) else None
         if rule is None:
-            found.append(f"{prefix}{key}: unknown key; {nearest(str(key), rules)}")
+            found.append(f"{prefix}{key}: unknown key; {nearest(str(key), rules, meaning)}")
         elif value is not None and not rule.accepts(value):
             found.append(f"{prefix}{key}: found {value!r}, needed {rule.need}")
     return found

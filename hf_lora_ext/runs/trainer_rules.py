@@ -20,7 +20,7 @@ from .rewards import reward_problems
 from .trackers import TRACKERS, trackers_in
 from .trainer_kinds import TRAINER_KINDS, Trainer
 
-__all__ = ["COMMON_FIELDS", "TRAINING_FIELDS", "trainer_problems"]
+__all__ = ["COMMON_FIELDS", "OTHER_NAMES", "TRAINING_FIELDS", "trainer_problems"]
 
 COMMON_FIELDS: Final[Mapping[str, Rule]] = {
     "activation_checkpointing": SWITCH,
@@ -52,6 +52,26 @@ COMMON_FIELDS: Final[Mapping[str, Rule]] = {
 """Fields of transformers' TrainingArguments that a recipe may set under every trainer."""
 TRAINING_FIELDS: Final = frozenset(COMMON_FIELDS).union(*(kind.fields for kind in TRAINER_KINDS.values()))
 """Every field that a recipe may set under some trainer."""
+OTHER_NAMES: Final[Mapping[str, str]] = {
+    "accumulation": "gradient_accumulation_steps",
+    "batch": "per_device_train_batch_size",
+    "batch_size": "per_device_train_batch_size",
+    "cutoff_len": "max_length",
+    "epoch": "num_train_epochs",
+    "epochs": "num_train_epochs",
+    "gpu_batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "lr": "learning_rate",
+    "max_seq_length": "max_length",
+    "micro_batch_size": "per_device_train_batch_size",
+    "num_epochs": "num_train_epochs",
+    "seq_len": "max_length",
+    "sequence_len": "max_length",
+    "steps": "max_steps",
+    "train_batch_size": "per_device_train_batch_size",
+    "warmup": "warmup_steps",
+}
+"""What people and other tools call a field, too far from its name to be taken for a slip → the field."""
 
 
 def trainer_problems(raw: Mapping[str, Any]) -> list[str]:
@@ -73,7 +93,8 @@ def _field_problems(training: Any, name: Trainer) -> list[str]:
         for key, takers in elsewhere.items()
     ]
     own = {key: value for key, value in training.items() if key not in elsewhere}
-    found += find_problems(own, rules, prefix="training.")
+    meaning = {other: field for other, field in OTHER_NAMES.items() if field in rules}
+    found += find_problems(own, rules, prefix="training.", meaning=meaning)
     if {"max_steps", "num_train_epochs"} <= set(training):
         found.append("training.max_steps and training.num_train_epochs exclude each other; remove one")
     if training.get("bf16") and training.get("fp16"):

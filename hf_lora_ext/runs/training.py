@@ -24,6 +24,7 @@ from ..presets.arguments import (
     watch_arguments,
 )
 from .trainer_kinds import TrainerKind, kind_arguments, trainer_kind
+from .trainer_rules import OTHER_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -177,7 +178,7 @@ def training_config(preset: Preset, trainer: Trainer, output_dir: str, **overrid
     overrides = {_renamed(name, checkpointing): value for name, value in overrides.items()}
     for name in overrides:
         if name not in known:
-            raise ConfigError(f"{name!r} is not a field of {kind.config}; {nearest(name, known)}")
+            raise ConfigError(f"{name!r} is not a field of {kind.config}; {nearest(name, known, OTHER_NAMES)}")
     fitted = fitted_to_this_machine(preset)
     asked = {"checkpointing"} if overrides.get(checkpointing) else set()
     asked |= {"packing"} if overrides.get("packing") else set()

@@ -16,7 +16,7 @@ from ..errors import ConfigError, nearest
 from ..runs.recipe import Recipe, apply_overrides, lay_over, parse_recipe, validate
 from ..runs.recipe_rules import FROM_1, POSITIVE, SWITCH, TEXT, Rule, find_problems, is_number, is_whole, one_of
 from ..runs.trainer_kinds import TRAINER_KINDS
-from ..runs.trainer_rules import TRAINING_FIELDS
+from ..runs.trainer_rules import OTHER_NAMES, TRAINING_FIELDS
 from ..strict_yaml import dump_yaml, read_mapping
 from .space import Choices, Point, Range, Space, ends, grid, grid_size, random_points, spoken
 
@@ -46,6 +46,13 @@ _TRAINING_KEYS: Final = (
 )  # fmt: skip
 SWEPT: Final = (*_ADAPTER_KEYS, "data.train_examples", *(f"training.{key}" for key in _TRAINING_KEYS))
 """Keys that a space may have: those under which the held-out loss stays the same measurement."""
+_OTHER_NAMES: Final = {
+    f"{section}{other}": f"training.{field}"
+    for other, field in OTHER_NAMES.items()
+    for section in ("", "training.")
+    if field in _TRAINING_KEYS
+}
+"""What people call a key → the key."""
 _WHOLE: Final = (
     "rank", "alpha", "data.train_examples", "training.gradient_accumulation_steps", "training.max_steps",
     "training.per_device_train_batch_size",
@@ -212,7 +219,7 @@ def _why_not(key: str) -> str:
         return "trials that differ in it cannot be compared by their held-out loss; set it in base or fixed"
     if key in ("seed", "output_dir"):
         return f"each run gets its own; {'use `seeds`' if key == 'seed' else 'leave it out'}"
-    return f"unknown key; {nearest(key, SWEPT)}"
+    return f"unknown key; {nearest(key, SWEPT, _OTHER_NAMES)}"
 
 
 def _point_problems(base: Mapping[str, Any], space: Space, strategy: str) -> list[str]:
