@@ -140,6 +140,11 @@ def test_it_writes_nothing_loads_no_weights_and_marks_what_counts(
     assert [piece["counted"] for piece in told["first_batch"][0]] == [False, True]
 
 
+def test_what_the_preset_warns_of_is_shown(tiny_recipe: Path, capsys):
+    assert "look out   rank too high (33): " in outcome(capsys, "train", tiny_recipe, "--dry-run", "rank=33")[1]
+    assert "look out" not in outcome(capsys, "train", tiny_recipe, "--dry-run", "rank=32")[1]
+
+
 def test_on_a_terminal_what_counts_is_in_colour(tiny_recipe: Path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

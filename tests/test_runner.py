@@ -125,6 +125,18 @@ def test_a_run_leaves_adapter_facts_card_and_plot(recipe: Recipe):
     assert any("held-out loss" in line for line in lines)
 
 
+def test_what_the_preset_warns_of_is_said_before_the_model_is_loaded(recipe: Recipe, monkeypatch):
+    def fail(*arguments, **named):
+        raise Stopped
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    lines: list[str] = []
+    with pytest.raises(Stopped):
+        run_recipe(replace(recipe, rank=33), lines.append)
+    told = "look out rank too high (33): no update of this model's layers has more than 32 directions; lower the rank"
+    assert lines.count(told) == 1
+
+
 def test_nothing_in_facts_or_card_names_the_machine(recipe: Recipe, tiny_model: Path):
     folder = run_recipe(recipe, lambda line: None).folder
     text = (folder / "facts.json").read_text() + (folder / "README.md").read_text()

@@ -7,6 +7,7 @@ from math import prod
 from typing import Final
 
 from ..choices.adapter import short_count
+from ..presets.explanation import warning_lines
 from ..runs.dry_run import DryRun, Piece
 from ..runs.recipe_plan import MemoryNeed
 
@@ -50,6 +51,7 @@ def _lines(made: DryRun) -> list[tuple[str, str]]:
     lines = [
         ("model", f"{made.recipe.model}: {short_count(chosen.shape.parameters)} parameters, {_shape(made)}"),
         ("preset", f"{chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}"),
+        *(("look out", line) for line in warning_lines(chosen)),
         ("memory", _memory(made.need)),
         ("trains", f"{made.trained_parameters:,} parameters in {len(made.trained)} tensors{start}"),
         ("", f"{shapes}{', …' if len(kinds) > MOST_SHAPES else ''}"),

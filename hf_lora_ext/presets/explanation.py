@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..decisions import Choice
     from .configuration import Preset
 
-__all__ = ["explain"]
+__all__ = ["explain", "warning_lines"]
 
 WIDTHS: Final = (24, 20, 44, 6)
 """Characters of the columns at most; with two spaces between them a line has 100."""
@@ -38,6 +38,11 @@ def explain(preset: Preset) -> str:
     ]
     lines += [f"[{number}] {source}" for source, number in sources.items()]
     return "\n".join(lines)
+
+
+def warning_lines(preset: Preset) -> list[str]:
+    """Return what to look out for in a preset, one line each."""
+    return [f"{warning.name} ({_shown(warning.value)}): {warning.why}" for warning in preset.warnings]
 
 
 def _numbered(choices: Sequence[Choice]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from ..models.base_models import BaseModel, find_base_model
 from ..models.targets import adapter_parameters
 from ..presets.arguments import overfit_arguments
 from ..presets.configuration import Preset
+from ..presets.explanation import warning_lines
 from .building import check_model
 from .processes import by_first, find_processes, first_then_others
 from .publishing import check_push, publish, pushing_on_the_way
@@ -102,6 +103,8 @@ def run_recipe(
         say(f"         {base.facts.note}")
     say(f"trainer  {kind.trainer}")
     say(f"preset   {chosen.method}, rank {chosen.rank}, alpha {chosen.alpha}, {chosen.dtype}, {chosen.hardware}")
+    for line in warning_lines(chosen):
+        say(f"look out {line}")
     if here.size > 1:
         say(f"         {here.size} processes, each with a batch of its own")
         first_then_others(lambda: _downloaded(base))
