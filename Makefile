@@ -1,7 +1,7 @@
 # make quickstart   fine-tune a small model on this machine, from nothing
 # make test         the tests
 # make battery      what users, strangers and machines do to it, counted; long: name parts with TRIALS="adapters names"
-# make recipes      recipes/README.md, from the recipes and the memory planner
+# make recipes      recipes/README.md and what a recipe says of memory, from the recipes and the memory planner
 # make lint         format, lint and types
 # make test-wheel   the tests against the built wheel in a clean environment
 # make test-lowest  the tests with the lowest versions that pyproject.toml allows
@@ -21,7 +21,7 @@ quickstart: $(VENV)/installed
 	$(VENV)/bin/hf-lora train recipes/quickstart.yaml
 
 recipes: $(VENV)/installed
-	$(VENV)/bin/hf-lora recipes --markdown > recipes/README.new && mv recipes/README.new recipes/README.md
+	$(VENV)/bin/hf-lora recipes --write
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu and not network"

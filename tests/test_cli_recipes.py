@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import outcome, run_python
 
 from hf_lora_ext import ConfigError, load_recipe
 from hf_lora_ext.resources import shipped_folder
-from hf_lora_ext.runs.shipped import recipe_file, recipes_page, shipped_recipe, shipped_recipes
+from hf_lora_ext.runs.shipped import recipe_file, recipes_page, shipped_recipe, shipped_recipes, with_memory_line
 
 NAMES = [shipped.name for shipped in shipped_recipes()]
 
@@ -85,7 +86,30 @@ def test_a_bare_name_is_a_shipped_recipe_and_a_file_is_always_itself(tmp_path: P
         recipe_file("sweep_rank")
 
 
-def test_the_recipes_page_is_what_its_command_prints(capsys):
-    assert outcome(capsys, "recipes", "--markdown")[1] == recipes_page()
-    assert (shipped_folder("recipes") / "README.md").read_text(encoding="utf8") == recipes_page()  # else: make recipes
-    assert outcome(capsys, "recipes", "quickstart", "--markdown")[0] == 2
+def test_recipes_and_their_page_say_what_the_planner_says_of_them():
+    """What fails here is mended by `make recipes`."""
+    for shipped in shipped_recipes():
+        text = shipped.file.read_text(encoding="utf8")
+        assert with_memory_line(text, shipped.memory) == text
+    assert (shipped_folder("recipes") / "README.md").read_text(encoding="utf8") == recipes_page()
+
+
+def test_what_is_out_of_date_is_written_anew_once(capsys, tmp_path: Path, monkeypatch):
+    real = shipped_folder("recipes")
+    for name in ("dpo.yaml", "qlora_7b.yaml"):
+        shutil.copy(real / name, tmp_path)
+    monkeypatch.setattr("hf_lora_ext.runs.shipped.shipped_folder", lambda name: tmp_path)
+    stale, bare = tmp_path / "qlora_7b.yaml", tmp_path / "dpo.yaml"
+    stale.write_text(re.sub("Memory:.*", "Memory:   1 of 2 GiB.", stale.read_text(encoding="utf8")), encoding="utf8")
+    bare.write_text(re.sub("# Memory:.*\n", "", bare.read_text(encoding="utf8")), encoding="utf8")
+    page = tmp_path / "README.md"
+    assert outcome(capsys, "recipes", "--write")[:2] == (0, f"wrote {bare}\nwrote {stale}\nwrote {page}\n")
+    for file in (bare, stale):
+        assert file.read_bytes() == (real / file.name).read_bytes()
+    assert page.read_text(encoding="utf8") == recipes_page()
+    assert outcome(capsys, "recipes", "--write")[:2] == (0, "")
+    assert outcome(capsys, "recipes", "quickstart", "--write")[0] == 2
+
+
+def test_a_recipe_without_declared_hardware_says_nothing_of_memory():
+    assert with_memory_line("# Do.\n# Memory:   1 GiB.\n# Command:  x\n", "") == "# Do.\n# Command:  x\n"

@@ -8,7 +8,7 @@ import click
 
 from ..errors import ConfigError
 from ..runs.declared import HardwareChoice
-from ..runs.shipped import recipes_page, shipped_recipe, shipped_recipes
+from ..runs.shipped import shipped_recipe, shipped_recipes, write_told
 
 __all__ = ["command"]
 
@@ -28,13 +28,13 @@ Memory is our planner's estimate on the hardware that a recipe is written for. `
 @click.command("recipes", epilog=EPILOG)
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--markdown", is_flag=True, help="Print recipes/README.md, as `make recipes` writes it.")
-def command(name: str | None, as_json: bool, markdown: bool) -> None:
+@click.option("--write", is_flag=True, help="Write recipes/README.md and each Memory: line, as `make recipes` does.")
+def command(name: str | None, as_json: bool, write: bool) -> None:
     """List the recipes that come with the package, or show one."""
-    if markdown:
+    if write:
         if name or as_json:
-            raise ConfigError("--markdown prints all recipes in one page; leave NAME and --json out")
-        click.echo(recipes_page(), nl=False)
+            raise ConfigError("--write is for all recipes and their page; leave NAME and --json out")
+        _write()
     elif name is not None:
         shipped = shipped_recipe(name)
         text = shipped.file.read_text(encoding="utf8")
@@ -43,6 +43,15 @@ def command(name: str | None, as_json: bool, markdown: bool) -> None:
         click.echo(json.dumps([shipped.to_dict() for shipped in shipped_recipes()]))
     else:
         _print_table()
+
+
+def _write() -> None:
+    try:
+        changed = write_told()
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be written ({error.strerror}); use a checkout of yours") from error
+    for file in changed:
+        click.echo(f"wrote {file}")
 
 
 def _print_table() -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from ..cards.facts import write_text_atomically
 from ..data.files import is_data_file
 from ..errors import ConfigError, nearest
 from ..presets.configuration import Preset
@@ -16,10 +17,21 @@ from ..resources import shipped_folder
 from .recipe import Recipe, load_recipe
 from .recipe_plan import declared_preset, memory_need
 
-__all__ = ["ShippedRecipe", "memory_words", "recipe_file", "recipes_page", "shipped_recipe", "shipped_recipes"]
+__all__ = [
+    "ShippedRecipe",
+    "memory_words",
+    "recipe_file",
+    "recipes_page",
+    "shipped_recipe",
+    "shipped_recipes",
+    "with_memory_line",
+    "write_told",
+]
 
 GIB: Final = 2**30
 _FIELD: Final = re.compile(r"(Hardware|Memory|Command): +(.*)")
+_MEMORY_LINE: Final = re.compile(r"^# Memory:.*\n", re.MULTILINE)
+_COMMAND_LINE: Final = re.compile(r"^(?=# Command:)", re.MULTILINE)
 _SWEEP: Final = "sweep_"
 
 
@@ -97,6 +109,34 @@ def memory_words(chosen: Preset, recipe: Recipe) -> str:
     each = "the GPU" if chosen.hardware.devices == 1 else "each GPU"
     host = f", and {chosen.found.host / GIB:.0f} GiB of host memory" if chosen.found is not None else ""
     return f"{need.needed_gib:.1f} of {need.available_gib:g} GiB on {each}, margin included{host}"
+
+
+def with_memory_line(text: str, words: str) -> str:
+    """Return a recipe's text with what it takes of memory told in one line of its header, before its command.
+
+    Args:
+        text: The recipe, as it is in its file.
+        words: What our planner says; empty for a recipe that declares no hardware, which has no such line.
+    """
+    line = f"# Memory:   {words}.\n" if words else ""
+    return _COMMAND_LINE.sub(lambda found: line, _MEMORY_LINE.sub("", text), count=1)
+
+
+def write_told() -> list[Path]:
+    """Write what our planner says into the recipes and the page beside them; return the files that changed.
+
+    Raises:
+        OSError: If one cannot be written, as in an installation of somebody else's.
+    """
+    told = {
+        shipped.file: with_memory_line(shipped.file.read_text(encoding="utf8"), shipped.memory)
+        for shipped in shipped_recipes()
+    }
+    told[shipped_folder("recipes") / "README.md"] = recipes_page()
+    changed = [file for file, text in told.items() if not file.is_file() or file.read_text(encoding="utf8") != text]
+    for file in changed:
+        write_text_atomically(file, told[file])
+    return changed
 
 
 def shipped_recipes() -> tuple[ShippedRecipe, ...]:
