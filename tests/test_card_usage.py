@@ -77,6 +77,31 @@ def test_a_classifier_names_a_label(tiny_model: Path, tmp_path: Path, monkeypatc
     assert capsys.readouterr().out.strip() in labels
 
 
+def test_a_reward_model_scores_two_answers_to_a_prompt_as_it_was_trained(
+    tiny_model: Path, tmp_path: Path, monkeypatch, capsys
+):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    judge = get_peft_model(base, LoraConfig(task_type="SEQ_CLS")).eval()
+    judge.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(tmp_path)
+    facts = on_the_hub(Facts(adapter={"task_type": "SEQ_CLS"}, run={"method": "reward"}))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(as_pasted(render_card(facts), tiny_model), "README.md", "exec"), {})
+    said = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [answer for _, answer in said] == ["Paris.", "A fish."]
+    for score, answer in said:
+        tokens = tokenizer(f"What is the capital of France?\n{answer}<eos>", return_tensors="pt")
+        with torch.no_grad():
+            assert float(score) == pytest.approx(judge(**tokens).logits.item(), abs=6e-4)
+    assert said[0][0] != said[1][0]
+
+
 def test_a_published_adapter_is_loaded_by_its_id():
     assert 'adapter = "me/adapter"' in usage_code(FULL)
     assert 'adapter = "."' in usage_code(replace(FULL, repo_id=None))

@@ -97,7 +97,7 @@ def _question(facts: Facts, loader: str) -> list[str]:
     first = facts.samples[0].prompt if facts.samples else ""
     prompt = first if 0 < len(first) <= LONGEST_PROMPT else "Hello"
     if loader == _LOADERS["SEQ_CLS"]:
-        return ["", *_judgement(prompt, facts)]
+        return ["", *(_SCORES if _is_reward_model(facts) else _label(prompt))]
     if loader != _LOADERS["CAUSAL_LM"]:
         return []
     if facts.data is not None and facts.data.form == "messages" and not first:
@@ -116,14 +116,23 @@ def _question(facts: Facts, loader: str) -> list[str]:
     ]
 
 
-def _judgement(text: str, facts: Facts) -> list[str]:
-    """Return the lines that ask what a text is worth, or which label it has."""
-    if _is_reward_model(facts):
-        answer = ["    print(model(**inputs).logits[0].item())  # higher is better, for answers to the same prompt"]
-    else:
-        answer = [
-            "    best = model(**inputs).logits[0].argmax().item()",
-            "print(base.config.id2label[best])",
-        ]
-    asked = f'inputs = tokenizer({_literal(text)}, return_tensors="pt").to(model.device)'
-    return [asked, "with torch.no_grad():", *answer]
+def _label(text: str) -> list[str]:
+    """Return the lines that ask which label a text has."""
+    return [
+        f'inputs = tokenizer({_literal(text)}, return_tensors="pt").to(model.device)',
+        "with torch.no_grad():",
+        "    best = model(**inputs).logits[0].argmax().item()",
+        "print(base.config.id2label[best])",
+    ]
+
+
+_SCORES: Final = (
+    'prompt = "What is the capital of France?\\n"',
+    'for answer in ("Paris.", "A fish."):',
+    "    text = prompt + answer + tokenizer.eos_token",
+    '    inputs = tokenizer(text, return_tensors="pt").to(model.device)',
+    "    with torch.no_grad():",
+    "        score = model(**inputs).logits[0].item()",
+    '    print(f"{score:.3f}  {answer}")  # higher is better, for answers to the same prompt',
+)
+"""The lines that score two answers, each with the token that TRL's RewardTrainer ends a text with."""
