@@ -107,6 +107,18 @@ def test_several_processes_take_fewer_steps_and_adaptive_rank_starts_wider(recip
     assert adaptive.trained_at_start == adaptive.preset.start_factor * adaptive.trained_parameters
 
 
+def test_whole_groups_of_completions_are_counted_over_all_processes(tiny_recipe: Path, capsys):
+    groups = ["trainer=grpo", "rewards=[{reward: length, characters: 4}]", "training.num_generations=4"]
+    command = ["train", tiny_recipe, "--dry-run", *groups]
+    code, _, err = outcome(capsys, *command)
+    assert code == 2
+    assert "GRPOConfig refuses these settings" in err
+    code, out, err = outcome(capsys, *command, "--launch", "ddp2")
+    assert code == 0, err
+    assert "steps      6 of 1 examples" in out
+    assert outcome(capsys, *command, "training.num_generations=3", "--launch", "ddp2")[0] == 2
+
+
 def test_many_examples_are_counted_in_part_and_said_to_be(recipe: Recipe, tmp_path: Path, monkeypatch):
     file = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"{n:04d} is a number"} for n in range(200)])
     recipe = replace(recipe, data=replace(recipe.data, source=str(file)))

@@ -134,7 +134,7 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     """
     from transformers import AutoTokenizer
 
-    from .training import training_config
+    from .training import config_among
 
     owned_folder(recipe)
     kind = trainer_kind(recipe.trainer)
@@ -144,7 +144,7 @@ def dry_run(recipe: Recipe, processes: int = 1) -> DryRun:
     check_model(recipe.trainer, chosen.shape)
     tokenizer = AutoTokenizer.from_pretrained(base.path, revision=base.revision)
     fields = config_fields(recipe.trainer, recipe.training)
-    args = training_config(chosen, recipe.trainer, recipe.output_dir, **fields)
+    args = config_among(processes, chosen, recipe.trainer, recipe.output_dir, fields)
     if kind.has_rewards:
         check_prompts(recipe.trainer, args, len(examples.train), processes)
     each_step, per_epoch = _step_sizes(args, len(examples.train), processes, samples=kind.has_rewards)

@@ -40,6 +40,7 @@ __all__ = [
     "adapter_config",
     "all_callbacks",
     "assistant_template",
+    "config_among",
     "counts_assistant_only",
     "library_class",
     "marks_assistant",
@@ -170,8 +171,21 @@ def training_config(preset: Preset, trainer: Trainer, output_dir: str, **overrid
     Raises:
         ConfigError: If the trainer is not known or does not work with the preset, or an override is not a field.
     """
+    return config_among(None, preset, trainer, output_dir, overrides)
+
+
+def config_among(
+    processes: int | None, preset: Preset, trainer: Trainer, output_dir: str, overrides: Mapping[str, Any]
+) -> Any:
+    """Return the same, checked for so many processes that will share the work; None for as many as do.
+
+    Raises:
+        ConfigError: As `training_config`.
+    """
     kind = trainer_kind(trainer)
     config = library_class(kind, kind.config)
+    if processes is not None:
+        config = _as_seen_by(config, processes)
     known = {field.name for field in fields(config)}
     # Where it exists, the new name wins over the old one, which TRL sets and transformers warns about.
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
@@ -192,6 +206,11 @@ def training_config(preset: Preset, trainer: Trainer, output_dir: str, **overrid
         return config(**({"output_dir": output_dir} | settings | overrides))
     except ValueError as error:
         raise ConfigError(f"{kind.config} refuses these settings: {str(error).splitlines()[0]}") from error
+
+
+def _as_seen_by(config: Any, processes: int) -> Any:
+    """Return a class of configurations that check themselves as they will in so many processes."""
+    return type(config.__name__, (config,), {"world_size": property(lambda self: processes)})
 
 
 def library_class(kind: TrainerKind, name: str) -> Any:
