@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hf_lora_ext.data.examples import _split, describe_dataset, fingerprint, load_examples
 from hf_lora_ext.data.forms import FORMS as ALL_FORMS
-from hf_lora_ext.data.forms import TEXT_FORMS, form_of, row_problem
+from hf_lora_ext.data.forms import ROLES, TEXT_FORMS, form_of, row_problem
 from hf_lora_ext.errors import ConfigError
 from hf_lora_ext.runs.recipe import DataChoice
 from hf_lora_ext.runs.trainer_kinds import TRAINER_KINDS
@@ -200,6 +200,18 @@ def test_describing_one_dataset_leaves_the_other_unknown():
         ([{"messages": [USER]}, CHATS[0]], "data.jsonl", "row 1: messages have no assistant turn"),
         ([{"messages": []}, CHATS[0]], "data.jsonl", "row 1: messages: no messages"),
         ([CHATS[0], {"messages": [{"content": "x"}]}], "data.jsonl", "row 2: messages: a message has no role"),
+        (
+            [CHATS[0], {"messages": [USER, USER | {"role": "usr"}]}],
+            "data.jsonl",
+            r"row 2: messages: message 2 has the role 'usr'; did you mean `user`\?; fix or remove the row",
+        ),
+        ([{"messages": [USER | {"role": "gpt"}]}, CHATS[0]], "data.jsonl", r"'gpt'; did you mean `assistant`\?"),
+        (
+            [{"messages": [USER | {"role": "x"}]}, CHATS[0]],
+            "data.jsonl",
+            "row 1: .*; valid: assistant, developer",
+        ),
+        ([{"prompt": [USER | {"role": "User"}], "completion": [USER]}] * 2, "data.jsonl", "row 1: prompt: message 1"),
         ([CHATS[0], {"messages": [USER | {"content": None}]}], "data.jsonl", "row 2: .*user message's content is miss"),
         ([{"prompt": "a", "completion": [USER]}], "data.jsonl", "row 1: prompt and completion are of different kinds"),
         (
@@ -216,6 +228,12 @@ def test_describing_one_dataset_leaves_the_other_unknown():
 def test_a_bad_file_is_refused_with_the_place_and_the_need(load, rows, name, message):
     with pytest.raises(ConfigError, match=message):
         load(rows, name)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_that_chat_templates_know_is_a_role(role: str):
+    turns = [USER | {"role": role}, {"role": "assistant", "content": "Hello"}]
+    assert row_problem({"messages": turns}, "messages") is None
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 
-__all__ = ["COLUMNS", "FORMS", "TEXT_FORMS", "form_of", "judgement", "row_problem"]
+__all__ = ["COLUMNS", "FORMS", "ROLES", "TEXT_FORMS", "form_of", "judgement", "row_problem"]
 
 FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "prompt-completion": ("prompt", "completion"),
@@ -30,6 +30,14 @@ COLUMNS: Final = frozenset(column for columns in FORMS.values() for column in co
 """Every column that has a meaning here."""
 _LISTS: Final = frozenset({"messages"})
 """Columns that are never plain text."""
+ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+"""Who says a message. Many chat templates write any other word into the text too, and nothing tells of the slip."""
+_OTHER_ROLES: Final = {
+    **{"human": "user", "prompter": "user"},
+    **{"ai": "assistant", "bot": "assistant", "gpt": "assistant", "model": "assistant"},
+    **{"function": "tool", "ipython": "tool", "observation": "tool"},
+}
+"""What other data sets and templates call a role → the role."""
 _JUDGEMENTS: Final = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 """How a judgement is spelled, in small letters: as JSON and Python do, and as a CSV, which has only text, passes on."""
 
@@ -124,9 +132,11 @@ def _label_problem(value: Any, form: str) -> str | None:
 def _messages_problem(messages: list[Any]) -> str | None:
     if not messages:
         return "no messages, needed at least one"
-    for message in messages:
+    for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             return "a message has no role, needed {role, content}"
+        if message["role"] not in ROLES:
+            return f"message {number} has the role {message['role']!r}; {nearest(message['role'], ROLES, _OTHER_ROLES)}"
         if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
             return f"the {message['role']} message's content is {_kind(message.get('content'))}, needed text"
     return None
