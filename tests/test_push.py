@@ -76,6 +76,47 @@ def test_a_dry_run_tells_everything_and_writes_nothing(hub: Hub, adapter: Path):
     assert json.dumps(result.to_dict())
 
 
+def test_a_dry_run_without_a_token_tells_what_can_be_told_here(
+    git_hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with pushing_to(git_hub, token=None):
+        result = push(adapter, dry_run=True, tag="v1")
+        with pytest.raises(PushError, match="no token was found; log in with"):
+            push(adapter)
+    with pushing_to(git_hub):
+        known = push(adapter, dry_run=True, tag="v1")
+    assert result.plan.files == known.plan.files
+    assert (result.plan.is_new, known.plan.is_new, known.plan.unasked) == (None, True, None)
+    text = result.plan.explain()
+    for said in ("me/sums (not looked at), main", "licence  mit", WEIGHTS, "not checked, because no token was found"):
+        assert said in text
+    assert "whether me/sums is there, who sees it, and whether you may write to it" in text
+    assert wrote(git_hub) == set()
+    assert json.loads(json.dumps(result.to_dict()))["plan"]["unasked"]
+    (adapter / CARD).write_text("# Mine\nkey: " + "hf_" + "a1B2" * 9)
+    with pushing_to(git_hub, token=None), pytest.raises(PushError, match=r"README\.md:2: a Hugging Face token"):
+        push(adapter, dry_run=True)
+
+
+def test_a_dry_run_while_the_hub_is_away_leaves_open_what_only_it_can_tell(
+    git_hub: Hub, adapter: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "lab/base"}))
+    (adapter / CARD).write_text("---\ndatasets: [lab/rows]\n---\n# Mine\n")
+    monkeypatch.setattr(git_hub, "endpoint", "http://127.0.0.1:9")
+    with pushing_to(git_hub):
+        plan = push_adapter(adapter, REPO, dry_run=True).plan
+        assert plan.license == "unknown"
+        assert push(adapter, dry_run=True).plan.license == "mit"
+    assert "out of reach" in plan.unasked
+    text = plan.explain()
+    assert "did not tell whether everybody may know of the dataset lab/rows" in text
+    assert "the licence of lab/base: what it asks of an adapter was not checked" in text
+
+
 def test_who_declines_writes_nothing(hub: Hub, adapter: Path):
     assert push(adapter, confirm=lambda plan: False).status == "declined"
     assert wrote(hub) == set()

@@ -12,9 +12,11 @@ from typing import Any, Final, Literal, TypeVar
 from ..errors import PushError
 from .landing import TRIES, wait_seconds
 
-__all__ = ["Failure", "HubAway", "failure_of", "is_network_failure", "patiently"]
+__all__ = ["NO_TOKEN", "Failure", "HubAway", "failure_of", "is_network_failure", "patiently"]
 
 Result = TypeVar("Result")
+NO_TOKEN: Final = "no token was found; log in with `hf auth login`, or set HF_TOKEN"
+"""What to say to who has not logged in."""
 _MESSAGE_LIMIT: Final = 400
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
@@ -52,7 +54,7 @@ def failure_of(error: Exception) -> Failure | None:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return Failure(kind="refused", text="HF_HUB_OFFLINE is set; unset it")
     if isinstance(error, errors.LocalTokenNotFoundError):
-        return Failure(kind="refused", text="no token was found; log in with `hf auth login`, or set HF_TOKEN")
+        return Failure(kind="refused", text=NO_TOKEN)
     if isinstance(error, errors.HfHubHTTPError) and error.response is not None:
         return _of_answer(error, error.response)
     if isinstance(error, errors.EntryNotFoundError):

@@ -46,6 +46,8 @@ def find_terms(
     given: Mapping[str, str | None],
     token: str | None = None,
     allowed: Collection[str] = (),
+    *,
+    may_guess: bool = False,
 ) -> tuple[BaseModelFacts | None, Terms, hub.HubModel | None]:
     """Return the base with its licence, the terms that the adapter goes under, and what the Hub says of the base.
 
@@ -56,6 +58,7 @@ def find_terms(
         given: What the user said: `license`, `license_name`, `license_link`.
         token: Hub token; the one that is logged in if left out.
         allowed: Names that may be published; a base of such a name need not be one that the token may see.
+        may_guess: Whether the licence is `unknown`, and no error, where the Hub would have to tell it and is away.
 
     Raises:
         ConfigError: If nobody says what the licence is, or it is none of the Hub's, or the Hub shows no such base.
@@ -69,6 +72,8 @@ def find_terms(
     if base and base.license and not found.get("license"):
         found = {"license": base.license, "license_name": base.license_name, "license_link": base.license_link}
     first = next((said for said in (given, card, found) if said.get("license")), None)
+    if first is None and may_guess and base and base.on_hub and model is None:
+        first = {"license": "unknown"}
     if first is None:
         who = base.name if base else "the base"
         raise ConfigError(f"nothing says what licence {who} has; give license= (--license), such as apache-2.0")

@@ -87,8 +87,8 @@ class PushPlan:
     """Branch."""
     is_private: bool | None
     """Whether the repository is private; None where it is new and the account's default decides."""
-    is_new: bool
-    """Whether the repository is made by this push."""
+    is_new: bool | None
+    """Whether the repository is made by this push; None where the Hub was not asked."""
     files: Mapping[str, int]
     """Path → bytes, of what goes."""
     unchanged: tuple[str, ...]
@@ -113,6 +113,8 @@ class PushPlan:
     """Whether it becomes a pull request."""
     tag: str | None
     """Name that the commit gets."""
+    unasked: str | None = None
+    """Why the Hub was not asked about the repository, in a dry run; None where it was."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-ready values."""
@@ -133,12 +135,14 @@ class PushPlan:
             "parameters": self.parameters,
             "pull_request": self.as_pull_request,
             "tag": self.tag,
+            "unasked": self.unasked,
         }
 
     def explain(self) -> str:
         """Return the plan as text."""
         seen = {True: "private", False: "public", None: "as your account's default has it"}[self.is_private]
-        where = f"{self.repo_id} ({'new, ' if self.is_new else ''}{seen}), {self.revision}"
+        state = "not looked at" if self.unasked else f"{'new, ' if self.is_new else ''}{seen}"
+        where = f"{self.repo_id} ({state}), {self.revision}"
         lines = [f"to       {where}{', as a pull request' if self.as_pull_request else ''}"]
         lines += [f"base     {self.base or 'unknown'}", f"licence  {self.license}"]
         lines += [f"tag      {self.tag}, once verified"] if self.tag else []
@@ -152,6 +156,12 @@ class PushPlan:
         lines += ["changed"] * bool(self.changes) + [f"  {change}" for change in self.changes]
         lines += ["allowed"] * bool(self.allowed) + [f"  {word}" for word in self.allowed]
         lines += ["unknown"] * bool(self.doubts) + [f"  {doubt}" for doubt in self.doubts]
+        if self.unasked:
+            lines += [
+                f"not checked, because {self.unasked}",
+                f"  whether {self.repo_id} is there, who sees it, and whether you may write to it",
+                f"  which of these files it holds already{', and whether the tag is free' if self.tag else ''}",
+            ]
         return "\n".join(lines)
 
 

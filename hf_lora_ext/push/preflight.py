@@ -14,7 +14,7 @@ from ..adapters.peft_seam import describe_saved
 from ..adapters.stored_adapter import StoredAdapter, check_against_config, read_config, read_stored_adapter
 from ..cards.facts import BaseModelFacts, Facts, read_facts
 from ..cards.licences import LICENCE_TERMS
-from ..errors import AdapterError, ConfigError, UnfitError
+from ..errors import AdapterError, ConfigError, PushError, UnfitError
 from ..hub import HubModel
 from ..hub.landing import RemoteFile
 from ..hub.repository import is_public_dataset, stored_token
@@ -86,13 +86,14 @@ class Release:
         return {path: file.as_remote for path, file in self.files.items()}
 
 
-def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Release:
+def prepare(gathered: Gathered, request: PushRequest, token: str | None, *, may_guess: bool = False) -> Release:
     """Return the release, its folder made fit to publish.
 
     Args:
         gathered: A folder that nobody else writes to; its files are changed here.
         request: What was asked for, with the whole id of the repository, and its visibility where it is there.
         token: The token that was given, which must not be in any file.
+        may_guess: Whether nothing is pushed, so that what the Hub alone could tell is a doubt and no error.
 
     Raises:
         AdapterError: If weights and config are no whole adapter.
@@ -104,12 +105,15 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
     config = read_config(folder / CONFIG)
     stored = read_stored_adapter(folder / WEIGHTS)
     own = _text(folder, CARD) if (folder / CARD).is_file() else None
-    private = _private_names(gathered, token, frozenset(request.allow))
+    hidden_data, doubts = _hidden_datasets(gathered, may_guess=may_guess)
+    private = _private_names(gathered, token, frozenset(request.allow), hidden_data)
     _check_weights(folder, stored, config, private)
     changes, facts = _cut(folder, config, private)
     recorded = config.get("base_model_name_or_path")
     said = card_metadata_of(own) if own else {}
-    base, agreed, online = find_terms(find_base(config, facts), recorded, said, request.terms, token, private.allowed)
+    base, agreed, online = find_terms(
+        find_base(config, facts), recorded, said, request.terms, token, private.allowed, may_guess=may_guess
+    )
     changes += _add_texts(folder, base, recorded, agreed, token)
     told = replace(facts, base_model=base) if facts else Facts(base_model=base, adapter=describe_saved(folder))
     told = replace(told, repo_id=request.repo_id)
@@ -136,7 +140,7 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None) -> Rele
         base=base,
         terms=agreed,
         stored=stored,
-        doubts=_doubts(base, agreed, is_seen=online is not None),
+        doubts=(*doubts, *_doubts(base, agreed, is_seen=online is not None)),
         is_base_gated=online is not None and online.is_gated,
     )
 
@@ -176,7 +180,9 @@ def _hidden_base(online: HubModel | None, request: PushRequest) -> list[str]:
     ]
 
 
-def _private_names(gathered: Gathered, token: str | None, allowed: frozenset[str]) -> PrivateNames:
+def _private_names(
+    gathered: Gathered, token: str | None, allowed: frozenset[str], datasets: tuple[str, ...]
+) -> PrivateNames:
     secrets = secrets_of_environment()
     for value, name in ((stored_token(), "the token that is logged in"), (token, "the token of this push")):
         if value:
@@ -186,13 +192,28 @@ def _private_names(gathered: Gathered, token: str | None, allowed: frozenset[str
         secrets=told,
         folders=tuple(private_folders(*gathered.origins)),
         people=tuple(private_people()),
-        datasets=_datasets(gathered),
+        datasets=datasets,
         allowed=allowed,
     )
 
 
-def _datasets(gathered: Gathered) -> tuple[str, ...]:
-    """Return the ids of the datasets that facts or card name and not everybody can see."""
+def _hidden_datasets(gathered: Gathered, *, may_guess: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the ids of the datasets that facts or card name and not everybody can see, and what is not known of that.
+
+    Raises:
+        PushError: If the Hub does not tell, and it must.
+    """
+    ids = _datasets(gathered)
+    try:
+        return tuple(name for name in ids if not is_public_dataset(name)), ()
+    except PushError:
+        if not may_guess:
+            raise
+        return (), tuple(f"the Hub did not tell whether everybody may know of the dataset {name}" for name in ids)
+
+
+def _datasets(gathered: Gathered) -> list[str]:
+    """Return the ids of the datasets that facts or card name."""
     named: set[str] = set()
     facts, card = gathered.folder / "facts.json", gathered.folder / CARD
     if facts.is_file():
@@ -201,8 +222,7 @@ def _datasets(gathered: Gathered) -> tuple[str, ...]:
     if card.is_file():
         listed = card_metadata_of(card.read_text(encoding="utf8")).get("datasets") or ()
         named.update(map(str, listed if isinstance(listed, list) else [listed]))
-    ids = sorted(name for name in named if _DATASET.fullmatch(name))
-    return tuple(name for name in ids if not is_public_dataset(name))
+    return sorted(name for name in named if _DATASET.fullmatch(name))
 
 
 def _cut(folder: Path, config: dict[str, Any], private: PrivateNames) -> tuple[list[str], Facts | None]:

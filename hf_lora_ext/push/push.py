@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from ..errors import ConfigError, PushError, UnfitError
 from ..hub import cache_folder
+from ..hub.failures import NO_TOKEN, HubAway
 from ..hub.landing import RemoteFile, differing
-from ..hub.repository import Account, Change, Landed, Repository
+from ..hub.repository import Account, Change, Landed, Repository, stored_token
 from .gathering import Gathered, gathered
 from .plan import MAIN, MESSAGE, PushPlan, PushRequest, PushResult
 from .preflight import Release, prepare
@@ -65,7 +66,8 @@ def push_adapter(
         create_pr: Make a pull request instead of a commit on `main`.
         tag: Name that the commit gets after it is verified.
         token: Hub token; the one that is logged in if left out.
-        dry_run: Find out everything, and stop before the Hub is written to.
+        dry_run: Find out everything, and stop before the Hub is written to; without a token, or where the Hub is
+            away, what can be told here.
         message: Title of the commit.
         verify: Download what landed into an empty cache, compare every byte, and load it with peft.
         license: The adapter's licence by its Hub identifier; else the card's, else the base's.
@@ -146,13 +148,22 @@ def _push(
     say: Say,
 ) -> PushResult:
     say("check")
-    account, repository, is_private = _accessible(request, token)
+    if dry_run and not (token or stored_token()):
+        return _looked_at_here(found, request, token, NO_TOKEN)
+    try:
+        account, repository, is_private = _accessible(request, token)
+    except HubAway as away:
+        if not dry_run:
+            raise
+        return _looked_at_here(found, request, token, str(away))
     request = replace(request, repo_id=repository.id)
     release = prepare(found, request if is_private is None else replace(request, private=is_private), token)
     head = None if is_private is None else repository.head(request.revision)
     seen = head or (None if is_private is None else repository.head(MAIN))  # which a new branch begins as
     there = repository.files(seen) if seen else {}
-    plan = _plan(repository, request, release, is_private, seen, there)
+    if request.tag and is_private is not None:
+        _check_tag(repository, request.tag, release, there, seen)
+    plan = _plan(request, release, is_private, there)
     say("show")
     if dry_run:
         return PushResult(status="dry run", repo_id=repository.id, plan=plan)
@@ -181,6 +192,13 @@ def _push(
         checked=checked,
         tag=request.tag,
     )
+
+
+def _looked_at_here(found: Gathered, request: PushRequest, token: str | None, why: str) -> PushResult:
+    """Return a dry run of what can be told without asking the Hub about the repository."""
+    release = prepare(found, request, token, may_guess=True)
+    plan = replace(_plan(request, release, None, {}), is_new=None, unasked=why)
+    return PushResult(status="dry run", repo_id=request.repo_id, plan=plan)
 
 
 def check_access(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
@@ -256,22 +274,13 @@ def _check_access(repo_id: str, account: Account, request: PushRequest, is_priva
         )
 
 
-def _plan(
-    repository: Repository,
-    request: PushRequest,
-    release: Release,
-    is_private: bool | None,
-    head: str | None,
-    there: Mapping[str, RemoteFile],
-) -> PushPlan:
-    if request.tag and is_private is not None:
-        _check_tag(repository, request.tag, release, there, head)
+def _plan(request: PushRequest, release: Release, is_private: bool | None, there: Mapping[str, RemoteFile]) -> PushPlan:
     missing = set(differing(release.wanted, there))
     base = release.base
     revision = f" at {base.revision}" if base and base.revision else ", revision not recorded" if base else ""
     gate = ", gated: its owner decides who may load it" if release.is_base_gated else ""
     return PushPlan(
-        repo_id=repository.id,
+        repo_id=request.repo_id,
         revision=request.revision,
         is_private=request.private if is_private is None else is_private,
         is_new=is_private is None,
