@@ -113,7 +113,14 @@ def test_a_dry_run_while_the_hub_is_away_leaves_open_what_only_it_can_tell(
         assert push(adapter, dry_run=True).plan.license == "mit"
     assert "out of reach" in plan.unasked
     text = plan.explain()
-    assert "did not tell whether everybody may know of the dataset lab/rows" in text
+    doubt = "the Hub did not tell whether everybody may know of the dataset lab/rows"
+    assert doubt in text
+    with pushing_to(git_hub, token=None):
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(adapter / "no-token"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert doubt in push(adapter, dry_run=True).plan.doubts
+    assert "nothing here says what licence the base has; a push that finds none asks for license=" in text
     assert "the licence of lab/base: what it asks of an adapter was not checked" in text
 
 

@@ -35,7 +35,7 @@ def test_a_python_block_runs_as_pasted(block: str, tiny_model: Path, tmp_path: P
 def test_its_commands_run_one_after_the_other(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """A newcomer's first hour, on a small model and three steps; the push stops where a token is needed."""
+    """A newcomer's first hour, on a small model and three steps; the push is looked at without a token."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     write_jsonl(tmp_path / "mine.jsonl", PAIRS)
@@ -43,12 +43,11 @@ def test_its_commands_run_one_after_the_other(
     assert [command.split()[0] for command in commands][-1] == "push"
     for command in commands:
         small = [f"model={tiny_model}", "training.max_steps=3"] if command.startswith("train") else []
-        code, _, err = outcome(capsys, *shlex.split(command), *small)
+        code, out, err = outcome(capsys, *shlex.split(command), *small)
+        assert code == 0, f"{command}: {err}"
         if command.startswith("push"):
-            assert (code, "hf auth login" in err) == (2, True), err
-            assert re.search(r"again: `hf-lora push .* --dry-run`", err)
-        else:
-            assert code == 0, f"{command}: {err}"
+            assert "not checked, because no token was found; log in with `hf auth login`" in out
+            assert "adapter_model.safetensors" in out
 
 
 def test_every_module_is_in_the_file_tree_and_every_line_of_the_tree_exists():

@@ -349,11 +349,13 @@ def stored_token() -> str | None:
 
 def is_public_dataset(name: str) -> bool:
     """Return whether a Hub dataset can be seen by everybody: asked without a token."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, errors
 
     def asked() -> bool:
         try:
             return not HfApi().dataset_info(name, token=False).private
+        except errors.OfflineModeIsEnabled:
+            raise
         except Exception as error:
             failure = failure_of(error)
             if failure is None or failure.kind == "transient":

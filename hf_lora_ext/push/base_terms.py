@@ -16,11 +16,13 @@ from ..errors import ConfigError
 from .release_card import card_metadata_of
 from .release_terms import Terms, licence_of_text
 
-__all__ = ["copy_agreement", "find_base", "find_terms"]
+__all__ = ["NOT_SAID", "copy_agreement", "find_base", "find_terms"]
 
 _CACHED: Final = re.compile(r".*models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)[/\\]snapshots[/\\](?P<commit>\w{40})")
 _HUB_ID: Final = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _AGREEMENT: Final = re.compile(r"(LICEN[SC]E|USE_POLICY)(\.(md|txt))?")
+NOT_SAID: Final = Terms(id="unknown")
+"""What is shown for a licence that a push would ask for."""
 
 
 def find_base(config: Mapping[str, Any], facts: Facts | None) -> BaseModelFacts | None:
@@ -58,7 +60,7 @@ def find_terms(
         given: What the user said: `license`, `license_name`, `license_link`.
         token: Hub token; the one that is logged in if left out.
         allowed: Names that may be published; a base of such a name need not be one that the token may see.
-        may_guess: Whether the licence is `unknown`, and no error, where the Hub would have to tell it and is away.
+        may_guess: Whether the terms are `NOT_SAID`, and no error, where nobody says what the licence is.
 
     Raises:
         ConfigError: If nobody says what the licence is, or it is none of the Hub's, or the Hub shows no such base.
@@ -72,8 +74,8 @@ def find_terms(
     if base and base.license and not found.get("license"):
         found = {"license": base.license, "license_name": base.license_name, "license_link": base.license_link}
     first = next((said for said in (given, card, found) if said.get("license")), None)
-    if first is None and may_guess and base and base.on_hub and model is None:
-        first = {"license": "unknown"}
+    if first is None and may_guess:
+        return base, NOT_SAID, model
     if first is None:
         who = base.name if base else "the base"
         raise ConfigError(f"nothing says what licence {who} has; give license= (--license), such as apache-2.0")

@@ -19,7 +19,7 @@ from ..hub import HubModel
 from ..hub.landing import RemoteFile
 from ..hub.repository import is_public_dataset, stored_token
 from ..machine import private_folders, private_people, secrets_of_environment
-from .base_terms import copy_agreement, find_base, find_terms
+from .base_terms import NOT_SAID, copy_agreement, find_base, find_terms
 from .gathering import Gathered
 from .leaks import Leak, PrivateNames, find_private_names, find_secrets, redacted_json
 from .plan import PushRequest
@@ -114,6 +114,8 @@ def prepare(gathered: Gathered, request: PushRequest, token: str | None, *, may_
     base, agreed, online = find_terms(
         find_base(config, facts), recorded, said, request.terms, token, private.allowed, may_guess=may_guess
     )
+    if agreed is NOT_SAID:
+        doubts += ("nothing here says what licence the base has; a push that finds none asks for license= (--license)",)
     changes += _add_texts(folder, base, recorded, agreed, token)
     told = replace(facts, base_model=base) if facts else Facts(base_model=base, adapter=describe_saved(folder))
     told = replace(told, repo_id=request.repo_id)
