@@ -24,8 +24,8 @@ Examples:
   hf-lora push out/sql team/sql --create-pr --license apache-2.0 --yes
 
 FOLDER holds an adapter, such as a finished run; a bare NAME is one in your own account. Log in first: `hf auth login`,
-or set HF_TOKEN. Only what an adapter needs goes. The same command again finishes a push that was interrupted. Exit
-code 2: something given was wrong, would leak, you declined, or the Hub refused.
+or set HF_TOKEN; --dry-run needs neither. Only what an adapter needs goes. The same command again finishes a push that
+was interrupted. Exit code 2: something given was wrong, would leak, you declined, or the Hub refused.
 """
 
 
