@@ -43,14 +43,15 @@ def peak():  # Linux hands a new program the peak of the one that started it, bu
     if status.exists():
         return int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-imported, before = time.perf_counter(), peak()
+imported, before, worked = time.perf_counter(), peak(), time.process_time()
 if how == "upload_folder":
     HfApi().create_repo("me/sums", exist_ok=True)
     HfApi().upload_folder(repo_id="me/sums", folder_path=folder, commit_message="Push adapter")
 else:
     push_adapter(folder, "me/sums", license="mit", verify=how.endswith("verified"))
-done = time.perf_counter()
-print(json.dumps({"imports": imported - begun, "seconds": done - imported, "before": before, "peak": peak()}))
+done, worked = time.perf_counter(), time.process_time() - worked
+print(json.dumps({"imports": imported - begun, "seconds": done - imported, "processor": worked, "before": before,
+                  "peak": peak()}))
 """
 HOWS = ("upload_folder", "push_adapter", "push_adapter, verified")
 

@@ -173,10 +173,23 @@ def run_table(found: dict[str, list[float]]) -> str:
 
 def event_report() -> str:
     """Return how long one event takes and where the time goes."""
-    model, layers, moments, optimizer = event_setting()
-    costs = {name: factors.cost for name, factors in layers.items()}
-    profile, seconds = cProfile.Profile(), {}
+    setting = event_setting()
+    profile = cProfile.Profile()
     profile.enable()
+    seconds = event_parts(*setting)
+    profile.disable()
+    total = sum(seconds.values())
+    head = (f"One event: {LAYERS} layers of {WIDTH} x {WIDTH}, rank {WIDE_RANK} to a mean of {RANK}, Adam: "
+            f"{total:.2f} s, profiled, on the CPU (the bar is 2 s).")  # fmt: skip
+    rows = [[name, f"{value:.3f}", f"{100 * value / total:.0f} %"] for name, value in seconds.items()]
+    return f"{head}\n\n{table(['part', 's', 'share'], rows)}\n\n{hottest(profile)}"
+
+
+def event_parts(
+    model: Any, layers: dict[str, LoraFactors], moments: dict[str, Moments], optimizer: torch.optim.Optimizer
+) -> dict[str, float]:
+    """Carry out one event; return the seconds of its parts."""
+    costs, seconds = {name: factors.cost for name, factors in layers.items()}, {}
     began = now("cpu")
     bases = find_bases(layers, moments, "whitened")
     seconds["find_bases"] = now("cpu") - began
@@ -187,12 +200,7 @@ def event_report() -> str:
     began = now("cpu")
     change_ranks_(model, layers, bases, ranks, optimizer)
     seconds["change_ranks_"] = now("cpu") - began
-    profile.disable()
-    total = sum(seconds.values())
-    head = (f"One event: {LAYERS} layers of {WIDTH} x {WIDTH}, rank {WIDE_RANK} to a mean of {RANK}, Adam: "
-            f"{total:.2f} s, profiled, on the CPU (the bar is 2 s).")  # fmt: skip
-    rows = [[name, f"{value:.3f}", f"{100 * value / total:.0f} %"] for name, value in seconds.items()]
-    return f"{head}\n\n{table(['part', 's', 'share'], rows)}\n\n{hottest(profile)}"
+    return seconds
 
 
 def event_setting() -> tuple[Any, dict[str, LoraFactors], dict[str, Moments], torch.optim.Optimizer]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 import transformers
+from code_hashes import code_hash
 from rank_tasks import Sizes, Task
 from rank_training import Cell
 
@@ -41,19 +40,3 @@ def cell_key(cell: Cell, task: Task, sizes: Sizes, modules: Iterable[str]) -> st
         + [code_hash(PACKAGE / f"{name}.py") for name in modules],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def code_hash(path: Path) -> str:
-    """Return a hash of what a file does: comments, docstrings and layout do not count."""
-    tree = ast.parse(path.read_text(encoding="utf8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [kept for kept in body if not is_text(kept)]  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-def is_text(node: ast.AST) -> bool:
-    """Return whether a statement is nothing but a string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
