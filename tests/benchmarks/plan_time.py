@@ -1,8 +1,9 @@
-"""Print how long `hf-lora plan` takes beside `accelerate estimate-memory`: `python tests/benchmarks/plan_time.py`.
+"""Print how long an import, a preset and `hf-lora plan` take: `python tests/benchmarks/plan_time.py`.
 
-Each is a process of its own, from start to end, and they take turns, so that what else the machine does hits all
-alike. Both read the same folder with a config.json; accelerate's question to the Hub is answered in the process, which
-is in its favour. `--runs 9` sets how often.
+Beside them are a bare Python, `import peft` and `accelerate estimate-memory`. Each is a process of its own, from start
+to end, and they take turns, so that what else the machine does hits all alike. `hf-lora plan FOLDER` and accelerate
+read the same folder with a config.json; accelerate's question to the Hub is answered in the process, which is in its
+favour. `--runs 9` sets how often.
 """
 
 import argparse
@@ -16,8 +17,11 @@ import time
 from pathlib import Path
 from statistics import median
 
+from bench_records import markdown
+
 from hf_lora_ext.models.popular_models import popular_config
 
+BARE = "python -c pass"
 MODEL = "meta-llama/Llama-3.1-8B"
 ACCELERATE = """
 import json, sys, types
@@ -32,6 +36,10 @@ def commands(folder: str) -> dict[str, list[str]]:
     """Return what is timed, by name."""
     plan = [sys.executable, "-m", "hf_lora_ext.cli", "plan"]
     return {
+        BARE: [sys.executable, "-c", "pass"],
+        "import hf_lora_ext": [sys.executable, "-c", "import hf_lora_ext"],
+        'preset("7B")': [sys.executable, "-c", "from hf_lora_ext import preset; preset('7B')"],
+        "import peft": [sys.executable, "-c", "import peft"],
         "hf-lora plan 7B": [*plan, "7B", "--gpu", "24"],
         f"hf-lora plan {MODEL}": [*plan, MODEL, "--gpu", "24"],
         "hf-lora plan FOLDER": [*plan, folder, "--gpu", "24"],
@@ -65,12 +73,18 @@ def main() -> None:
             for name, command in timed.items():
                 taken[name].append(seconds(command))
     print(f"{runs} runs each, in turns; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"\n{times_table(taken)}")
+
+
+def times_table(taken: dict[str, list[tuple[float, float]]]) -> str:
+    """Return medians, and the processor's as a multiple of a bare Python's, paired by turn."""
+    rows = []
     for name, pairs in taken.items():
         clock, processor = zip(*pairs, strict=True)
-        print(
-            f"{name:42} median {median(clock):6.2f} s, {min(clock):.2f} to {max(clock):.2f}; "
-            f"of the processor {median(processor):.2f} s"
-        )
+        ratio = median(mine / bare for mine, (_, bare) in zip(processor, taken[BARE], strict=True))
+        rows.append([name, f"{median(clock):.2f}", f"{min(clock):.2f}", f"{max(clock):.2f}",
+                     f"{median(processor):.3f}", f"{ratio:.1f}"])  # fmt: skip
+    return markdown(["what", "median s", "lowest", "highest", "s of the processor", "x python"], rows)
 
 
 if __name__ == "__main__":
