@@ -94,6 +94,24 @@ def test_a_finished_benchmark_runs_again_only_if_asked_or_if_the_code_changed(
     assert "kept" in capfd.readouterr().err
 
 
+def test_what_a_broken_off_benchmark_had_finished_is_there_for_the_next_run_unless_all_shall_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = "import sys; from pathlib import Path; w = Path(sys.argv[1]); w.mkdir(parents=True, exist_ok=True)\n"
+    text += (
+        "old = (w / 'part').exists(); (w / 'part').touch(); print('old' if old else 'new')\nsys.exit(0 if old else 3)"
+    )
+    script = tmp_path / "parts.py"
+    script.write_text(text, encoding="utf8")
+    one = Benchmark(name="parts", script=str(script), arguments=("{work}",), minutes=0)
+    monkeypatch.setattr(bench, "SUITE", (one,))
+    monkeypatch.setattr(bench, "code_now", lambda: "code")
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    assert bench.main(["--results", str(tmp_path / "results")]) == 1
+    assert bench.main(["--results", str(tmp_path / "results")]) == 0
+    assert bench.main(["--again", "--results", str(tmp_path / "results")]) == 1
+
+
 def test_one_that_fails_leaves_no_result_and_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     results = suite_of(monkeypatch, tmp_path, bad="print('| a |'); raise SystemExit(3)", good="print('fine')")
     assert bench.main(["--results", str(results)]) == 1

@@ -8,7 +8,9 @@
 Each is a process of its own, and leaves `tests/benchmarks/results/NAME.json`: command, hash of the code, versions,
 machine, seeds, seconds, load of the machine, and its tables as data. One that finished with the same command, code and
 versions is not run again. Broken off, the same command goes on with the benchmark that was under way; the planted ones
-and the quickstart keep what they had finished. Use a quiet machine: seconds are in several tables.
+and the quickstart keep what they had finished. With `--again` the planted ones still take finished cells from
+`build/bench/planted`, each under a hash of its own: remove that folder to train them anew. Use a quiet machine: seconds
+are in several tables.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -81,7 +84,10 @@ def carry_out(benchmark: Benchmark, given: dict[str, Path], options: argparse.Na
                      given={name: content_hash(place) for name, place in own.items()})  # fmt: skip
     if is_current(kept(file), now) and not options.again:
         return "kept"
-    work = f"build/bench/{benchmark.name}-{now['code'][:12]}"
+    key = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()[:12]
+    work = f"build/bench/{benchmark.name}-{key}"
+    if options.again:
+        shutil.rmtree(ROOT / work, ignore_errors=True)
     began = time.monotonic()
     output = run(benchmark, {"work": work} | {name: str(place.resolve()) for name, place in own.items()})
     if output is None:
