@@ -17,7 +17,7 @@ class Ratio:
     """It has moved where it is more than so many times the recorded one, or less than its inverse."""
 
 
-PROCESS, STEP, EVENT, LOSS, PUSH, WIDE = 1.5, 1.3, 2.0, 1.05, 1.5, 3.0
+PROCESS, STEP, EVENT, LOSS, PUSH, WIDE = 1.3, 1.2, 2.0, 1.05, 1.5, 3.0
 """Factors. Losses are computed, so that only rounding moves them; what a Python's start or a memory's speed is compared
 with differs most between machines."""
 RATIOS = {
