@@ -160,7 +160,7 @@ def test_the_hub_away_all_the_time_leaves_a_trained_run_and_a_command(
     with caplog.at_level(logging.WARNING, logger="hf_lora_ext"):
         trainer = run(tiny_model, tmp_path / "out", push)
     assert trainer.state.global_step == 4
-    assert "the Hub is away, so nothing could be checked" in caplog.text
+    assert "the Hub is away, so what it alone knows was not checked" in caplog.text
     assert "End of training, step 4 was not pushed, and training goes on" in caplog.text
     folder = tmp_path / "out" / "to_push" / "end"
     command = f"hf-lora push {folder} {REPO} --tag v1 --license mit"
@@ -294,6 +294,17 @@ def test_what_cannot_be_pushed_is_refused_before_the_first_step(
         run(tiny_model, tmp_path, Each(steps.append), pusher(**changes), **settings)
     assert steps == []
     assert "again: " not in str(refused.value)
+
+
+def test_a_run_that_nobody_is_logged_in_for_is_refused_before_the_first_step(
+    hub: Hub, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    steps: list[int] = []
+    with pytest.raises(PushError, match="could not be pushed to me/sums: no token was found; log in with"):
+        run(tiny_model, tmp_path, Each(steps.append), pusher())
+    assert steps == []
 
 
 def test_a_path_in_the_output_folder_goes_where_it_is_allowed(hub: Hub, tiny_model: Path, tmp_path: Path):

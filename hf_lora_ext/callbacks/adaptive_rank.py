@@ -153,7 +153,7 @@ class AdaptiveRankCallback(TrainerCallback):
             put_precision_back_(self.optimizer_, self.recalled_from_)
         self.state_.groups |= groups_of(self.optimizer_, self.layers_.carrying)
         self.plan_: tuple[RankEvent, ...] = self._plan(state.max_steps, args)
-        warning = short_run_warning(state.max_steps, self.plan_[-1].step, self.mode)
+        warning = short_run_warning(state.max_steps, self.plan_[-1].step, self.mode) if self.plan_ else None
         if warning and not state.global_step and state.is_world_process_zero:
             logger.warning(warning)
 

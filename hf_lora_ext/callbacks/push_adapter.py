@@ -13,9 +13,9 @@ from transformers import TrainerCallback
 
 from ..cards.facts import write_text_atomically
 from ..choices.methods import stored_init
-from ..errors import ConfigError, LoraExtError
+from ..errors import ConfigError, LoraExtError, PushError
 from ..hub import without_bars
-from ..hub.failures import HubAway
+from ..hub.failures import NO_TOKEN, HubAway
 from ..push.gathering import Aside, lay_aside_checkpoint, lay_aside_model
 from ..push.plan import MAIN, PushPlan, PushRequest, PushResult
 from ..push.push import push_adapter
@@ -39,6 +39,7 @@ WAIT_SECONDS: Final = 480.0
 (torch.distributed.init_process_group, `timeout` for NCCL)."""
 TOLD_EVERY_SECONDS: Final = 10.0
 logger = logging.getLogger(__name__)
+_AWAY: Final = "the Hub is away, so what it alone knows was not checked; pushes are tried when they are due: %s"
 
 
 class PushAdapterCallback(TrainerCallback):
@@ -225,9 +226,13 @@ class PushAdapterCallback(TrainerCallback):
         aside = lay_aside_model(model, tokenizer, folder.parent.parent, folder, is_over=False)
         tag = self.tag if is_new else None  # a resumed run may have set it before it was killed
         try:
-            push_adapter(aside, self.repo_id, token=self.token, tag=tag, dry_run=True, **self.wanted)
+            tried = push_adapter(aside, self.repo_id, token=self.token, tag=tag, dry_run=True, **self.wanted)
+            if tried.plan is not None and tried.plan.unasked == NO_TOKEN:  # to look needs none, to push does
+                raise PushError(NO_TOKEN)
+            if tried.plan is not None and tried.plan.unasked:
+                logger.warning(_AWAY, tried.plan.unasked)
         except HubAway as away:
-            logger.warning("the Hub is away, so nothing could be checked; pushes are tried when they are due: %s", away)
+            logger.warning(_AWAY, away)
         except LoraExtError as error:
             text = str(error).partition("\nagain: ")[0]
             raise type(error)(f"this run could not be pushed to {self.repo_id}: {text}") from error

@@ -44,8 +44,9 @@ SUITE = (
     Benchmark(name="planted", script="adaptive_rank.py", minutes=150, seeds=(0, 1, 2, 3, 4), arguments=(
         *PLANTED, "--seeds", "0-4", "--methods", "ours,truncate-whitened,truncate-svd,anneal,ours-svd,shuffled",
         "--also", "uniform@2,adalora@2")),
-    Benchmark(name="planted-changes", script="adaptive_rank.py", minutes=60, seeds=(0, 1, 2), arguments=(
-        *PLANTED, "--seeds", "0-2", "--methods", "ours,ours-reset,replay,ours-start4,ours-events4,ours-freeze80")),
+    Benchmark(name="planted-changes", script="adaptive_rank.py", minutes=75, seeds=(0, 1, 2), arguments=(
+        *PLANTED, "--seeds", "0-2",
+        "--methods", "ours,ours-reset,replay,ours-start4,ours-events4,ours-freeze80,ours-input,ours-random")),
     Benchmark(name="causal", script="adaptive_rank.py", minutes=600, seeds=(0, 1, 2, 3, 4), needs="model", arguments=(
         "--task", "causal", "--model", "{model}", "--seeds", "0-4", "--budgets", "8", "--out", "{work}")),
     Benchmark(name="classification", script="adaptive_rank.py", minutes=400, seeds=(0, 1, 2, 3, 4), needs="encoder",

@@ -18,9 +18,11 @@ from typing import Any
 
 from bench_records import Table, markdown, tables_of
 
+import hf_lora_ext
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "hf_lora_ext").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(Path(hf_lora_ext.__file__).parent.rglob("*.md"))]
 MARKED = re.compile(r"(<!-- bench: ([\w-]+) -->\n\n)(.*?)(\n\n<!-- end of bench -->)", re.DOTALL)
 ASKED = ("rank 1", "rank 2", "rank 4", "energy 0.8", "energy 0.95")
 """What PEFT is asked for in compress.py."""
@@ -47,6 +49,8 @@ CHANGES = {
     "ours-start4": "started at 4 times the budget (`ours-start4`)",
     "ours-events4": "4 events (`ours-events4`)",
     "ours-freeze80": "ranks fixed at 80 % of the run (`ours-freeze80`)",
+    "ours-input": "criterion `input` (`ours-input`)",
+    "ours-random": "criterion `random` (`ours-random`)",
 }
 LESS = "adaptive rank minus it"
 
