@@ -227,10 +227,11 @@ class PushAdapterCallback(TrainerCallback):
         tag = self.tag if is_new else None  # a resumed run may have set it before it was killed
         try:
             tried = push_adapter(aside, self.repo_id, token=self.token, tag=tag, dry_run=True, **self.wanted)
-            if tried.plan is not None and tried.plan.unasked == NO_TOKEN:  # to look needs none, to push does
+            unasked = tried.plan and tried.plan.unasked
+            if unasked == NO_TOKEN:  # to look needs none, to push does
                 raise PushError(NO_TOKEN)
-            if tried.plan is not None and tried.plan.unasked:
-                logger.warning(_AWAY, tried.plan.unasked)
+            if unasked:
+                logger.warning(_AWAY, unasked)
         except HubAway as away:
             logger.warning(_AWAY, away)
         except LoraExtError as error:
