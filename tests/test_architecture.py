@@ -49,7 +49,7 @@ LAYERS = {
         "hub": "__init__ failures repository",
         "adapters": "located",
         "data": "examples files labels stdlib_docstrings tokens",
-        "push": "base_terms",
+        "push": "base_terms access",
         "runs": "checkpoint_files launching processes recipe_plan run_folder sharded shipped",
         "analysis": "rank_report pictures passes",
         "sweep": "holds store",

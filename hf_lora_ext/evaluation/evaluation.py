@@ -157,20 +157,15 @@ def evaluate_adapter(
     model, tokenizer = subject.load_(labels)
     prepared = labelled.rows if labelled else text_rows(rows, _reading(subject, tokenizer), asked)
     told = score_both(model, tokenizer, prepared, asked, say)
-    tasks: tuple[HarnessRow, ...] = ()
-    if harness:
-        with at_rest(model):
-            tasks = run_harness(
-                model, tokenizer, harness, limit=limit, batch_size=batch_size, resamples=resamples, say=say
-            )
-    name = None
+    with at_rest(model):
+        tasks = run_harness(model, tokenizer, harness, limit=limit, batch_size=batch_size, resamples=resamples, say=say)
     if full is not None:
         del model  # two models at once are one too many for some machines
-        name = Path(full).resolve().name
         told["full"] = score(subject.load_whole_(Path(full), labels), tokenizer, prepared, asked, "full", say)
+    whole = None if full is None else Path(full).resolve().name
     return Evaluation(
         folder=subject.folder,
-        comparison=compared(told, prepared, source, len(rows), resamples=resamples, full=name),
+        comparison=compared(told, prepared, source, len(rows), resamples=resamples, full=whole),
         samples=samples_from(told, prepared, samples),
         losses={who: outcome.losses for who, outcome in told.items() if outcome.losses},
         harness=tasks,

@@ -70,7 +70,7 @@ def run_harness(
     Args:
         model: The adapted model, in evaluation mode; the base answers with the adapter switched off.
         tokenizer: Its tokenizer.
-        tasks: Names, or YAML files of tasks.
+        tasks: Names, or YAML files of tasks; without any, nothing is run.
         limit: Documents of a task at most; None for all.
         batch_size: Documents at once.
         resamples: Draws behind each interval.
@@ -79,6 +79,8 @@ def run_harness(
     Raises:
         ConfigError: If lm_eval is not installed, or refuses the tasks.
     """
+    if not tasks:
+        return ()
     check_harness(tasks)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

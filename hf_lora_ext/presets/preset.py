@@ -102,9 +102,8 @@ def preset(
 
     asks = rank == "auto"
     _check_question(rank, task, examples, tokens)
-    if asks and (method == "prefix" or lora_config is not None):
-        owner = "method prefix" if method == "prefix" else "lora_config"
-        raise ConfigError(f"{owner} leaves no rank to choose; leave rank='auto' out")
+    if asks:
+        _check_choosable(method, lora_config)
     wishes = LoraWishes(
         rank=None if rank == "auto" else rank,
         alpha=alpha,
@@ -135,16 +134,9 @@ def preset(
         method = method or ("qlora" if found.plan.base == "nf4" else "lora")
         hardware = found.hardware
     decided = decide(
-        shape,
-        hardware,
-        method=method or "lora",
-        wishes=wishes,
-        lora_config=lora_config,
-        run=run,
-        advice=advice,
-        found=found,
-        model_id=model_id,
-    )
+        shape, hardware, method=method or "lora", wishes=wishes, lora_config=lora_config, run=run, advice=advice,
+        found=found, model_id=model_id,
+    )  # fmt: skip
     return replace(decided, model_is_loaded=is_loaded_model(model))
 
 
@@ -179,6 +171,13 @@ def _check_question(rank: Any, task: str | None, examples: int | None, tokens: i
         from ..choices.advice import check_question
 
         check_question(task, examples, tokens)
+
+
+def _check_choosable(method: Method | None, lora_config: LoraConfig | None) -> None:
+    """Raise where there is no rank for the advice to choose."""
+    if method == "prefix" or lora_config is not None:
+        owner = "method prefix" if method == "prefix" else "lora_config"
+        raise ConfigError(f"{owner} leaves no rank to choose; leave rank='auto' out")
 
 
 def _as_tuple(given: Any) -> Any:

@@ -6,31 +6,28 @@ finished by the same call, and identical bytes make no second commit.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from ..errors import ConfigError, PushError, UnfitError
+from ..errors import PushError, UnfitError
 from ..hub import cache_folder
 from ..hub.failures import NO_TOKEN, HubAway
 from ..hub.landing import RemoteFile, differing
-from ..hub.repository import Account, Change, Landed, Repository, stored_token
+from ..hub.repository import Change, Landed, Repository, stored_token
+from .access import accessible, check_id
 from .gathering import Gathered, gathered
 from .plan import MAIN, MESSAGE, PushPlan, PushRequest, PushResult
 from .preflight import Release, prepare
 from .release import outdated
-from .token_scopes import missing_permission
 from .verification import verify_release
 
-__all__ = ["check_access", "push_adapter"]
+__all__ = ["push_adapter"]
 
 Say = Callable[[str], None]
-_REPOSITORY: Final = re.compile(r"(?!.*(--|\.\.))\w[\w.-]*(?<![.-])/\w[\w.-]*(?<![.-])(?<!\.git)", re.ASCII)
-"""As huggingface_hub 2.4 checks it (`validate_repo_id`)."""
 
 
 def push_adapter(
@@ -88,7 +85,7 @@ def push_adapter(
         >>> push_adapter("out/sql", "me/llama-sql", dry_run=True)  # doctest: +SKIP
     """
     say = say or (lambda line: None)
-    _check_id(repo_id)
+    check_id(repo_id)
     if not _is_main_process(source):
         return PushResult(status="left to the main process", repo_id=repo_id)
     terms = {"license": license, "license_name": license_name, "license_link": license_link}
@@ -151,7 +148,7 @@ def _push(
     if dry_run and not (token or stored_token()):
         return _looked_at_here(found, request, token, NO_TOKEN)
     try:
-        account, repository, is_private = _accessible(request, token)
+        account, repository, is_private = accessible(request, token)
     except HubAway as away:
         if not dry_run:
             raise
@@ -172,15 +169,7 @@ def _push(
     sent = sum(size for path, size in plan.files.items() if path not in plan.unchanged)
     say(f"commit {sent:,} bytes" if sent or plan.outdated else "commit nothing: the Hub holds the same bytes")
     landed = _commit(repository, request, release, account.name, head, there, say)
-    checked: tuple[str, ...] = ()
-    if request.verify:
-        say(f"verify {landed.commit}")
-        with _told_as(f"{repository.id} holds commit {landed.commit}, which is not verified"):
-            checked = verify_release(repository, landed.commit, release, found.model)
-    if request.tag:
-        say(f"tag {request.tag}")
-        with _told_as(f"{repository.id} holds commit {landed.commit}, verified; its tag is not certain"):
-            repository.tag(request.tag, landed.commit)
+    checked = _verified(repository, request, release, landed, found.model, say)
     say("done")
     return PushResult(
         status="pushed" if landed.is_new else "already there",
@@ -194,33 +183,27 @@ def _push(
     )
 
 
+def _verified(
+    repository: Repository, request: PushRequest, release: Release, landed: Landed, model: Any, say: Say
+) -> tuple[str, ...]:
+    """Verify and tag what landed, and return what was checked."""
+    checked: tuple[str, ...] = ()
+    if request.verify:
+        say(f"verify {landed.commit}")
+        with _told_as(f"{repository.id} holds commit {landed.commit}, which is not verified"):
+            checked = verify_release(repository, landed.commit, release, model)
+    if request.tag:
+        say(f"tag {request.tag}")
+        with _told_as(f"{repository.id} holds commit {landed.commit}, verified; its tag is not certain"):
+            repository.tag(request.tag, landed.commit)
+    return checked
+
+
 def _looked_at_here(found: Gathered, request: PushRequest, token: str | None, why: str) -> PushResult:
     """Return a dry run of what can be told without asking the Hub about the repository."""
     release = prepare(found, request, token, may_guess=True)
     plan = replace(_plan(request, release, None, {}), is_new=None, unasked=why)
     return PushResult(status="dry run", repo_id=request.repo_id, plan=plan)
-
-
-def check_access(repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-    """Return a repository's full id, if a push to it would be let in as far as the Hub tells without one.
-
-    Raises:
-        ConfigError: If it is no repository's id.
-        HubAway: If the Hub is out of reach.
-        PushError: If there is no token or it does not suffice, or the repository has another visibility.
-    """
-    _check_id(repo_id)
-    return _accessible(PushRequest(repo_id=repo_id, private=private), token)[1].id
-
-
-def _accessible(request: PushRequest, token: str | None) -> tuple[Account, Repository, bool | None]:
-    """Return who pushes, where to, and whether that is private; None where there is no repository yet."""
-    account = Repository.at(request.repo_id, token).account()
-    full = request.repo_id if "/" in request.repo_id else f"{account.name}/{request.repo_id}"
-    repository = Repository.at(full, token)
-    is_private = repository.is_private()
-    _check_access(repository.id, account, request, is_private)
-    return account, repository, is_private
 
 
 @contextmanager
@@ -230,48 +213,6 @@ def _told_as(state: str) -> Iterator[None]:
         yield
     except PushError as error:
         raise PushError(f"{state}: {error}") from error
-
-
-def _check_id(repo_id: str) -> None:
-    """Refuse what is no repository's id, before it names a folder here or the Hub is asked."""
-    full = repo_id if "/" in repo_id else f"owner/{repo_id}"
-    if not _REPOSITORY.fullmatch(full) or len(full.rpartition("/")[2]) > 96:
-        raise ConfigError(
-            f"{repo_id!r} is no repository's id; give owner/name, of letters, digits, single dots and dashes"
-        )
-
-
-def _check_access(repo_id: str, account: Account, request: PushRequest, is_private: bool | None) -> None:
-    """Refuse what the Hub would refuse later: a token that only reads, somebody else's account, another visibility."""
-    owner = repo_id.partition("/")[0]
-    if account.role == "read":
-        raise PushError(
-            f"the token of {account.name} only reads; make one with the role write (huggingface.co/settings/tokens), "
-            "then `hf auth login` or HF_TOKEN"
-        )
-    if is_private is None and owner not in {account.name, *account.organizations}:
-        raise PushError(
-            f"there is no repository {repo_id} that you may see, and {owner} is neither you ({account.name}) nor one "
-            f"of your organisations ({', '.join(account.organizations) or 'none'}); push to {account.name}/"
-            f"{repo_id.rpartition('/')[2]}"
-        )
-    if is_private is None and account.organizations.get(owner) == "read":
-        raise PushError(
-            f"{account.name} only reads in {owner}, and there is no repository {repo_id} yet; ask an admin of {owner} "
-            f"for the role contributor or write, or push to {account.name}/{repo_id.rpartition('/')[2]}"
-        )
-    if lack := missing_permission(account.token, repo_id, as_pull_request=request.create_pr):
-        raise PushError(f"the fine-grained token of {account.name} {lack}")
-    if is_private is None and request.create_pr:
-        raise PushError(
-            f"there is no repository {repo_id} to make a pull request to; leave create_pr (--create-pr) out"
-        )
-    if None not in (is_private, request.private) and is_private != request.private:
-        kinds = {True: "private", False: "public"}
-        raise PushError(
-            f"{repo_id} is {kinds[bool(is_private)]}, you asked for {kinds[bool(request.private)]}; change it in the "
-            "repository's settings, or leave private= (--private, --public) out"
-        )
 
 
 def _plan(request: PushRequest, release: Release, is_private: bool | None, there: Mapping[str, RemoteFile]) -> PushPlan:

@@ -25,7 +25,7 @@ def check_push(push: PushChoice, say: Say) -> None:
         PushError: If the Hub would not take it; that it is away is only said.
     """
     from ..hub.failures import HubAway
-    from ..push.push import check_access
+    from ..push.access import check_access
 
     try:
         say(f"push     {check_access(push.repo, private=push.private)}, when the run is finished")
