@@ -42,7 +42,7 @@ def build(model: Any, folder: Path, *callbacks: TrainerCallback, **overrides: An
 
 
 def callback(**changes: Any) -> AdaptiveRankCallback:
-    return AdaptiveRankCallback(**({"target_rank": 2, "events": 3, "probe_steps": 2} | changes))
+    return AdaptiveRankCallback(**({"target_rank": 2, "events": 3, "last": 0.6, "probe_steps": 2} | changes))
 
 
 def logits(model: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptive_runs import TARGETS, adapted, build, callback, load, logits, parameters
+from adaptive_runs import TARGETS, TOKENS, adapted, build, callback, load, logits, parameters
 from conftest import PAIRS
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -40,6 +40,9 @@ def test_rank_moves_under_the_budget_and_the_adapter_is_ordinary(tiny_model: Pat
     trainer.save_model(str(tmp_path / "adapter"))
     again = PeftModel.from_pretrained(load(tiny_model), tmp_path / "adapter")
     assert torch.equal(logits(again), logits(model))
+    config = again.peft_config["default"]
+    assert {config.lora_alpha, *config.alpha_pattern.values()} == {8}  # as the adapter was given
+    assert len(set(config.rank_pattern.values())) > 1
 
 
 def test_a_short_run_says_once_what_it_lost_elsewhere(tiny_model: Path, tmp_path: Path, caplog) -> None:
@@ -136,7 +139,7 @@ def test_a_packed_base_in_bfloat16_changes_rank_and_reloads(bits: int, tiny_mode
     assert torch.equal(logits(again), logits(model))
 
 
-def test_widening_changes_no_answer_and_keeps_the_scale(tiny_model: Path, tmp_path: Path) -> None:
+def test_widening_changes_no_answer_and_keeps_alpha(tiny_model: Path, tmp_path: Path) -> None:
     model = adapted(tiny_model)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -145,9 +148,29 @@ def test_widening_changes_no_answer_and_keeps_the_scale(tiny_model: Path, tmp_pa
     ours = callback()
     build(model, tmp_path, ours)
     layers = ours.layers_
-    assert {factors.scale for factors in layers.live.values()} == {4.0}
     assert set(layers.ranks.values()) == {16}
+    assert {factors.scale for factors in layers.live.values()} == {8 / 16}
     assert torch.allclose(logits(model), before, atol=1e-6)
+
+
+def test_a_wide_start_learns_no_faster_than_the_given_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    """Else the learning rate that suits a rank would wreck the run that starts at eight times the rank."""
+    given, wide = adapted(tiny_model), adapted(tiny_model)
+    build(wide, tmp_path, callback())
+    assert parameters(wide) == 8 * parameters(given)
+    assert 0.2 < moved_by_a_step(wide) / moved_by_a_step(given) < 1.5
+
+
+def moved_by_a_step(model: Any) -> float:
+    """Return how far a first step of Adam, the learning rate with the gradient's sign, moves the answers."""
+    before = logits(model)
+    model.train()
+    model(TOKENS, labels=TOKENS).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad.sign()
+    return float((logits(model) - before).norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -161,14 +184,34 @@ def test_a_change_of_basis_moves_the_answers_no_more_than_rounding(
             parameter.data = parameter.data.normal_(0, 0.1).to(dtype)
     layers = lora_layers(model, "default")
     bases = find_bases(layers, {}, "svd")
-    before = {name: (f.b.double() @ f.a.double()) for name, f in layers.items()}
+    before = {name: f.scale * (f.b.double() @ f.a.double()) for name, f in layers.items()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     change_ranks_(model, layers, bases, dict.fromkeys(layers, 7), optimizer)
     rounding = torch.finfo(dtype).eps
     for name, factors in layers.items():
-        lost = float(bases[name].values[7]) / factors.scale
-        moved = torch.linalg.matrix_norm(factors.b.double() @ factors.a.double() - before[name], 2)
+        lost = float(bases[name].values[7])
+        moved = torch.linalg.matrix_norm(factors.scale * (factors.b.double() @ factors.a.double()) - before[name], 2)
         assert moved <= lost * (1 + 1e-3) + 8 * rounding * before[name].norm()
+
+
+def test_what_adam_remembers_is_of_the_gradients_that_come_after_a_cut(tiny_model: Path) -> None:
+    """The scale rises as the rank falls, and the gradients of B with it."""
+    model = adapted(tiny_model, r=8)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1)[:, 4:] = 0  # four directions do nothing, so that a cut changes no answer
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    model(TOKENS, labels=TOKENS).loss.backward()
+    optimizer.step()
+    layers = lora_layers(model, "default")
+    change_ranks_(model, layers, find_bases(layers, {}, "svd"), dict.fromkeys(layers, 4), optimizer)
+    model.zero_grad()
+    model(TOKENS, labels=TOKENS).loss.backward()
+    for factors in layers.values():
+        assert factors.scale == pytest.approx(2.0)
+        for parameter in (factors.a, factors.b):
+            remembered = 10 * optimizer.state[parameter]["exp_avg"]  # β₁ = 0.9
+            assert torch.allclose(remembered, parameter.grad, rtol=1e-3, atol=1e-3 * float(parameter.grad.abs().max()))
 
 
 # --- every trainer ----------------------------------------------------------------------------------------------

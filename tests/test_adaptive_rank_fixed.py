@@ -24,7 +24,7 @@ STEPS = {"max_steps": 30}
 
 
 def fixed(**changes: Any) -> AdaptiveRankCallback:
-    return AdaptiveRankCallback(**({"target_rank": 2, "mode": "fixed", "events": 2} | changes))
+    return AdaptiveRankCallback(**({"target_rank": 2, "mode": "fixed", "events": 2, "last": 0.6} | changes))
 
 
 class Forced:

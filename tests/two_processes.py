@@ -46,7 +46,7 @@ def main(model_folder: str, output: str, **settings: Any) -> None:
     parameters = settings.pop("budget_parameters", None)
     budget: dict[str, Any] = {"budget_parameters": parameters} if parameters else {"target_rank": 2}
     if mode == "anneal":
-        callback = Recording(**budget, events=3, probe_steps=2)
+        callback = Recording(**budget, events=3, last=0.6, probe_steps=2)
     else:
         callback = Recording(**budget, events=2, mode=mode)
     callback.folder = folder

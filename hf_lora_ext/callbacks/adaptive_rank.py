@@ -22,7 +22,16 @@ from ..plots import plot_ranks
 from ..ranks.allocation import allocate_ranks
 from ..ranks.change import change_ranks_, mask_ranks_
 from ..ranks.criteria import CRITERIA, Criterion, find_bases
-from ..ranks.events import Mode, RankEvent, check_mode, check_target, plan_events, plan_moves, short_run_warning
+from ..ranks.events import (
+    LAST_EVENT,
+    Mode,
+    RankEvent,
+    check_mode,
+    check_target,
+    plan_events,
+    plan_moves,
+    short_run_warning,
+)
 from ..ranks.lora_layers import lora_layers, own_config_, trained_adapter, widened, write_ranks_
 from ..ranks.low_rank import Basis
 from ..ranks.moves import apply_moves_, decide_moves, groups_of, rows_to_judge
@@ -64,7 +73,7 @@ class AdaptiveRankCallback(TrainerCallback):
             `rank_criteria`). In `fixed` it must be `whitened`, which alone compares with what a new one wins.
         events: How often ranks change.
         first: Share of the run before which no rank changes.
-        last: Share of the run after which no rank changes.
+        last: Share of the run after which no rank changes (0.3 if None, 0.6 in `fixed`).
         probe_steps: Steps whose passes are watched before each event.
     """
 
@@ -78,7 +87,7 @@ class AdaptiveRankCallback(TrainerCallback):
         criterion: Criterion = "whitened",
         events: int = 8,
         first: float = 0.1,
-        last: float = 0.6,
+        last: float | None = None,
         probe_steps: int = 8,
     ) -> None:
         if (target_rank is None) == (budget_parameters is None):
@@ -89,6 +98,7 @@ class AdaptiveRankCallback(TrainerCallback):
         if criterion not in CRITERIA:
             raise ConfigError(f"criterion {criterion!r} is not known; {nearest(str(criterion), CRITERIA)}")
         check_mode(mode, start_factor, criterion)
+        last = LAST_EVENT[mode] if last is None else last
         plan_events(10**6, 2, 1, events=events, first=first, last=last, probe_steps=probe_steps)  # its checks, early
         self.target_rank, self.budget_parameters, self.mode = target_rank, budget_parameters, mode
         self.start_factor = WIDE_START if start_factor is None else start_factor

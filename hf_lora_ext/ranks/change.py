@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .lora_layers import LoraFactors, write_ranks_
-from .low_rank import Basis
+from .low_rank import Basis, whole_basis
 from .optimizer_state import (
     AlongAxis,
     carry_in_place_,
@@ -126,17 +126,19 @@ class _Change:
     grown: int
     squares: Mapping[int, Mapping[str, float]]
     """What the second moments of grown directions start at, by axis and kind."""
+    scaled: float
+    """The layer's new scale over its old one; B has made up for it."""
 
     def along(self, axis: int) -> AlongAxis:
         """Return the map of a gradient of A (axis 0) or B (axis 1); gradients go the other factor's way."""
-        matrix = (self.to_b if axis == 0 else self.to_a).to(self.factors.a.device)
+        matrix = self.scaled * (self.to_b if axis == 0 else self.to_a).to(self.factors.a.device)
         rank = len(self.a)
         return AlongAxis(axis, matrix, tuple(range(rank - self.grown, rank)), self.squares[axis])
 
     def widened(self, width: int) -> _Change:
         """Return the change with room for directions that are not in use."""
         to_a, to_b = (_in_room(matrix, width) for matrix in (self.to_a, self.to_b))
-        return _Change(self.factors, self.a, self.b, to_a, to_b, self.grown, self.squares)
+        return replace(self, to_a=to_a, to_b=to_b)
 
 
 def _in_room(matrix: Tensor, width: int) -> Tensor:
@@ -173,21 +175,19 @@ def _change(
     optimizer: torch.optim.Optimizer | None,
 ) -> _Change:
     """Return the layer's first directions, and the grown ones after them."""
-    if basis is not None and rank < factors.rank:
-        basis = basis.cut(rank)
-        (a, b), to_a, to_b = _in_basis(factors, basis), basis.to_a, basis.to_b.T
-    else:
-        a, b = (factor.to(factors.a) for factor in factors.directions())
-        to_a = to_b = torch.eye(rank, dtype=torch.float64)
+    basis = whole_basis(rank) if basis is None or rank == factors.rank else basis.cut(rank)
+    grown = 0 if rows is None else len(rows)
+    scaled = factors.scale_at(rank + grown) / factors.scale if rank + grown else 1.0
+    basis = replace(basis, to_b=basis.to_b / scaled)
+    (a, b), to_a, to_b = _in_basis(factors, basis), basis.to_a, basis.to_b.T
     if rows is None:
-        return _Change(factors, a, b, to_a, to_b, 0, {0: {}, 1: {}})
-    grown = len(rows)
+        return _Change(factors, a, b, to_a, to_b, 0, {0: {}, 1: {}}, scaled)
     a, b = torch.cat([a, rows.to(a)]), torch.cat([b, b.new_zeros(len(b), grown)], dim=1)
     to_a, to_b = (torch.cat([matrix, matrix.new_zeros(grown, factors.rank)]) for matrix in (to_a, to_b))
     squares = {} if optimizer is None else {
         axis: _squares(optimizer, factors, layers, part) for axis, part in enumerate("ab")
     }  # fmt: skip
-    return _Change(factors, a, b, to_a, to_b, grown, squares)
+    return _Change(factors, a, b, to_a, to_b, grown, squares, scaled)
 
 
 def _squares(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -10,6 +11,7 @@ from ..errors import BudgetError, ConfigError, nearest
 
 __all__ = [
     "FEWEST_PASSES",
+    "LAST_EVENT",
     "Mode",
     "RankEvent",
     "check_mode",
@@ -22,6 +24,8 @@ __all__ = [
 Mode = Literal["anneal", "fixed"]
 FEWEST_PASSES: Final = 4
 """Passes that new directions are judged by: one aims them, and three leave a jackknife pairs to compare."""
+LAST_EVENT: Final[Mapping[Mode, float]] = {"anneal": 0.3, "fixed": 0.6}
+"""Share of the run after which no rank changes. What is cut has to be learned again, at a falling learning rate."""
 SHORT_RUN: Final = 300
 """Steps: a measured run of 120 lost to uniform rank, one of 700 won (Results in `callbacks/adaptive_rank.md`)."""
 

@@ -1,7 +1,8 @@
 """The one seam to PEFT's LoRA layers: their factors, their ranks, and the configuration that says so.
 
-A layer keeps what it scales its update by through every change of rank. Rank 0 takes the adapter out of the layer,
-since PEFT knows no `r = 0`; the configuration then names the layers that are left.
+A layer keeps its alpha through every change of rank, and so is scaled as PEFT scales a layer of that rank, while its
+update stays. Rank 0 takes the adapter out of the layer, since PEFT knows no `r = 0`; the configuration then names the
+layers that are left.
 """
 
 from __future__ import annotations
@@ -102,13 +103,18 @@ class LoraFactors:
         """What the update is multiplied by: ΔW = scale · B A."""
         return float(self.layer.scaling[self.adapter])
 
+    def scale_at(self, rank: int) -> float:
+        """Return what the update is multiplied by at another rank: alpha / rank, or alpha / √rank under rsLoRA."""
+        alpha, unit = self.layer.lora_alpha[self.adapter], alpha_for(1.0, rank, self.layer.use_rslora[self.adapter])
+        return float(alpha) / unit
+
     @property
     def is_embedding(self) -> bool:
         """Whether A is looked up, not multiplied by."""
         return isinstance(self.layer, Embedding)
 
     def replace_(self, a: Tensor, b: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
-        """Put factors of another rank in place, and return the new parameters; the scale stays.
+        """Put factors of another rank in place, and return the new parameters; alpha stays.
 
         New parameters, never `.data` of another shape: the old one's place in a graph that is still alive would
         keep the old shape.
@@ -137,11 +143,12 @@ class LoraFactors:
         """
         layer, adapter, held = self.layer, self.adapter, (self.a, self.b)
         told = {kind: getattr(layer, kind)[adapter] for kind in ("r", "lora_alpha", "scaling")}
+        rslora = layer.use_rslora[adapter]
         disabled = layer._disable_adapters
         try:
             if len(a):
+                layer.lora_alpha[adapter] = alpha_for(self.scale, len(a), rslora)
                 self.replace_(a, b)
-                layer.scaling[adapter] = layer.lora_alpha[adapter] / alpha_for(1.0, len(a), layer.use_rslora[adapter])
             else:
                 layer._disable_adapters = True
             yield
@@ -163,9 +170,9 @@ class LoraFactors:
         self._set_rank_(rank)
 
     def _set_rank_(self, rank: int) -> None:
-        scale = self.scale
         self.layer.r[self.adapter] = rank
-        self.layer.lora_alpha[self.adapter] = alpha_for(scale, rank, self.layer.use_rslora[self.adapter])
+        if rank:
+            self.layer.scaling[self.adapter] = self.scale_at(rank)
 
     def begin_(self, a: Tensor) -> None:
         """Start the layer anew with rows of A and a B of 0, so that it answers as the base does."""
@@ -337,7 +344,7 @@ def saved_ranks(folder: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 def widened(factors: LoraFactors, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return A and B with more directions and the same product.
+    """Return A and B with more directions, whose scaled product stays.
 
     A new direction starts as PEFT starts one: the factor that a first layer draws is drawn, at the size that its
     entries have now, and the other is 0.
@@ -353,5 +360,5 @@ def widened(factors: LoraFactors, rank: int, generator: torch.Generator) -> tupl
     new = torch.randn(missing, drawn.shape[1], generator=generator, dtype=torch.float64)
     new *= drawn.double().square().mean().sqrt().cpu()
     drawn = torch.cat([drawn, new.to(drawn)])
-    zero = torch.cat([zero, zero.new_zeros(missing, zero.shape[1])])
+    zero = torch.cat([zero, zero.new_zeros(missing, zero.shape[1])]) * (factors.scale / factors.scale_at(rank))
     return (zero, drawn.T) if factors.is_embedding else (drawn, zero.T)

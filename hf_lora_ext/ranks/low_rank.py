@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["Basis", "find_basis", "gram_of_columns", "gram_of_rows", "singular_values"]
+__all__ = ["Basis", "find_basis", "gram_of_columns", "gram_of_rows", "singular_values", "whole_basis"]
 
 RIDGE: Final = 1e-10
 """Added to a Gram matrix, relative to its mean diagonal: it bounds what a change of basis can lose to 1e-11."""
@@ -42,6 +42,12 @@ class Basis:
     def factors(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Return A' and B' for factors on the CPU, in float64."""
         return self.to_a @ a.double(), b.double() @ self.to_b
+
+
+def whole_basis(rank: int, device: torch.device | None = None) -> Basis:
+    """Return the directions as they are, all worth 0."""
+    eye = torch.eye(rank, dtype=torch.float64, device=device)
+    return Basis(eye.new_zeros(rank), eye, eye)
 
 
 def singular_values(a: Tensor, b: Tensor) -> Tensor:
@@ -89,8 +95,7 @@ def find_basis(inputs: Tensor, gradients: Tensor, row_norms: Tensor) -> Basis:
     """
     rank = len(inputs)
     if not (inputs.any() and gradients.any()):  # nothing was seen, or B is untrained: all directions are worth 0
-        eye = torch.eye(rank, dtype=torch.float64, device=inputs.device)
-        return Basis(torch.zeros(rank, dtype=torch.float64, device=inputs.device), eye, eye)
+        return whole_basis(rank, inputs.device)
     left, left_inverse = _root(inputs)
     right, right_inverse = _root(gradients)
     u, s, vt = torch.linalg.svd(right.T @ left)

@@ -46,7 +46,7 @@ SUITE = (
         "--also", "uniform@2,adalora@2")),
     Benchmark(name="planted-changes", script="adaptive_rank.py", minutes=75, seeds=(0, 1, 2), arguments=(
         *PLANTED, "--seeds", "0-2",
-        "--methods", "ours,ours-reset,replay,ours-start4,ours-events4,ours-freeze80,ours-input,ours-random")),
+        "--methods", "ours,ours-reset,replay,ours-start4,ours-events4,ours-freeze60,ours-input,ours-random")),
     Benchmark(name="causal", script="adaptive_rank.py", minutes=600, seeds=(0, 1, 2, 3, 4), needs="model", arguments=(
         "--task", "causal", "--model", "{model}", "--seeds", "0-4", "--budgets", "8", "--out", "{work}")),
     Benchmark(name="classification", script="adaptive_rank.py", minutes=400, seeds=(0, 1, 2, 3, 4), needs="encoder",

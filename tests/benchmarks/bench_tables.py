@@ -48,7 +48,7 @@ CHANGES = {
     "ours-reset": "Adam's state forgotten at each event (`ours-reset`)",
     "ours-start4": "started at 4 times the budget (`ours-start4`)",
     "ours-events4": "4 events (`ours-events4`)",
-    "ours-freeze80": "ranks fixed at 80 % of the run (`ours-freeze80`)",
+    "ours-freeze60": "ranks fixed at 60 % of the run (`ours-freeze60`)",
     "ours-input": "criterion `input` (`ours-input`)",
     "ours-random": "criterion `random` (`ours-random`)",
 }
