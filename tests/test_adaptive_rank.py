@@ -54,7 +54,7 @@ def test_a_short_run_says_once_what_it_lost_elsewhere(tiny_model: Path, tmp_path
     assert said[0].startswith("adaptive rank in 12 steps: what an event cuts has to be learned again, and 5 steps")
 
 
-@pytest.mark.parametrize(("steps", "mode"), [(300, "anneal"), (20, "fixed")])
+@pytest.mark.parametrize(("steps", "mode"), [(120, "anneal"), (20, "fixed")])
 def test_a_long_run_and_one_that_never_is_wide_hear_nothing_of_it(steps: int, mode: Any) -> None:
     assert short_run_warning(steps, 7, mode) is None
 

