@@ -22,10 +22,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_lora_ext.errors import ResumeError
 from hf_lora_ext.ranks.change import change_ranks_
 from hf_lora_ext.ranks.criteria import CRITERIA, find_bases
 from hf_lora_ext.ranks.events import short_run_warning
 from hf_lora_ext.ranks.lora_layers import lora_layers
+from hf_lora_ext.ranks.storage import read_state, write_state
 
 
 def test_rank_moves_under_the_budget_and_the_adapter_is_ordinary(tiny_model: Path, tmp_path: Path) -> None:
@@ -137,6 +139,17 @@ def test_a_packed_base_in_bfloat16_changes_rank_and_reloads(bits: int, tiny_mode
     again = PeftModel.from_pretrained(load(tiny_model, quantization_config=quantization), tmp_path / "adapter")
     in_bfloat16(again)
     assert torch.equal(logits(again), logits(model))
+
+
+def test_a_checkpoint_whose_factors_go_by_another_scale_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    build(adapted(tiny_model), tmp_path, callback(), save_strategy="steps", save_steps=6).train()
+    folder = tmp_path / "checkpoint-6"
+    state = read_state(folder, lambda _name: torch.device("cpu"))
+    del state.settings["keeps"]  # as they were written while the scale was kept
+    write_state(folder, state)
+    trainer = build(adapted(tiny_model), tmp_path, callback(), save_strategy="steps", save_steps=6)
+    with pytest.raises(ResumeError, match="keeps was None and is alpha"):
+        trainer.train(resume_from_checkpoint=str(folder))
 
 
 def test_widening_changes_no_answer_and_keeps_alpha(tiny_model: Path, tmp_path: Path) -> None:

@@ -364,9 +364,14 @@ class AdaptiveRankCallback(TrainerCallback):
         logger.info("adaptive rank: %s", self.news_)
 
     def _settings(self, max_steps: int) -> dict[str, Any]:
-        """Return all that the events follow from."""
+        """Return all that the events follow from, and what the factors' size goes by: before, it was the scale."""
         names = ("mode", "criterion", "events", "first", "last", "probe_steps")
-        now = {"budget": self.budget_, "start": self.layers_.parameters, "start_ranks": self.layers_.ranks}
+        now = {
+            "keeps": "alpha",
+            "budget": self.budget_,
+            "start": self.layers_.parameters,
+            "start_ranks": self.layers_.ranks,
+        }
         return now | {name: getattr(self, name) for name in names} | {"max_steps": max_steps}
 
     def _plan(self, max_steps: int, args: TrainingArguments) -> tuple[RankEvent, ...]:
