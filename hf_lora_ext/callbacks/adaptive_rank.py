@@ -5,20 +5,17 @@ Method card: `adaptive_rank.md`, beside this file.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
-from ..cards.facts import write_text_atomically
 from ..choices.adapter import WIDE_START
 from ..errors import ConfigError, ResumeError, nearest
-from ..plots import plot_ranks
 from ..ranks.allocation import allocate_ranks
 from ..ranks.change import change_ranks_, mask_ranks_
 from ..ranks.criteria import CRITERIA, Criterion, find_bases
@@ -38,6 +35,7 @@ from ..ranks.moves import apply_moves_, decide_moves, groups_of, rows_to_judge
 from ..ranks.probes import Moments, Probe, Witness, from_main, pool_on_main_
 from ..ranks.sketches import Sketches, Tap
 from ..ranks.storage import AdapterLayers, RankState, load_by_ranks_, read_state, save_with_state_
+from .rank_history import leave_history
 from .trainer_fit import agreed, come_before_trackers_, least_ranks, put_precision_back_, refuse
 
 if TYPE_CHECKING:
@@ -45,8 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AdaptiveRankCallback"]
 
-HISTORY_FILE: Final = "rank_history.json"
-PLOT_FILE: Final = "rank_history.png"
 logger = logging.getLogger(__name__)
 
 
@@ -229,7 +225,7 @@ class AdaptiveRankCallback(TrainerCallback):
             self._note(state)
         self._stop_watching()
         if state.is_world_process_zero:
-            self._leave_history(Path(args.output_dir))
+            leave_history(Path(args.output_dir), self.budget_, self.layers_.ranks, self.state_)
 
     @property
     def is_over_budget(self) -> bool:
@@ -266,16 +262,6 @@ class AdaptiveRankCallback(TrainerCallback):
             pool_on_main_(self.probe_.moments)
             if self.state_.sketches is not None:
                 self.state_.sketches.pool_on_main_()
-
-    def _leave_history(self, folder: Path) -> None:
-        """Write the ranks and how they came about, as JSON and as a picture."""
-        history = self.state_.history
-        told = {"budget": self.budget_, "ranks": self.layers_.ranks, "events": history}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(folder / HISTORY_FILE, json.dumps(told, indent=2) + "\n")
-        start = [(0, self.state_.settings["start_ranks"])]
-        title = f"rank of each layer; budget {self.budget_:,} parameters"
-        plot_ranks(start + [(event["step"], event["ranks"]) for event in history], folder / PLOT_FILE, title)
 
     def _parameters_at(self, width: int) -> int:
         """Return the parameters that the adapter would have, were it widened."""
@@ -366,13 +352,9 @@ class AdaptiveRankCallback(TrainerCallback):
     def _settings(self, max_steps: int) -> dict[str, Any]:
         """Return all that the events follow from, and what the factors' size goes by: before, it was the scale."""
         names = ("mode", "criterion", "events", "first", "last", "probe_steps")
-        now = {
-            "keeps": "alpha",
-            "budget": self.budget_,
-            "start": self.layers_.parameters,
-            "start_ranks": self.layers_.ranks,
-        }
-        return now | {name: getattr(self, name) for name in names} | {"max_steps": max_steps}
+        now = {"budget": self.budget_, "start": self.layers_.parameters, "start_ranks": self.layers_.ranks}
+        now |= {name: getattr(self, name) for name in names}
+        return now | {"max_steps": max_steps, "keeps": "alpha"}
 
     def _plan(self, max_steps: int, args: TrainingArguments) -> tuple[RankEvent, ...]:
         start = self.state_.settings["start"]

@@ -58,7 +58,8 @@ def plan_events(
     """Return the events of a run: evenly spaced, with budgets that fall from `start` to `target` by a cubic.
 
     The cubic (Zhu and Gupta, arXiv 1710.01878; AdaLoRA, arXiv 2303.10512, equation 12) drops much while much is
-    still to be trained, and little near the end. A run with fewer steps than events gets fewer events.
+    still to be trained, and little near the end. A run with fewer steps than events gets fewer events, and one of two
+    steps or more gets one.
 
     >>> [(event.step, event.budget) for event in plan_events(100, 800, 100, events=2, first=0.1, last=0.5,
     ...  probe_steps=4)]
@@ -77,7 +78,8 @@ def plan_events(
         ConfigError: If the run is too short for one event, or a value cannot be right.
     """
     _check(events, first, last, probe_steps)
-    begin, end = math.floor(first * total_steps), math.floor(last * total_steps)
+    begin = math.floor(first * total_steps)
+    end = max(math.floor(last * total_steps), min(begin + 1, total_steps - 1))
     if begin >= end:
         raise ConfigError(
             f"a run of {total_steps} steps has none between {first:g} and {last:g} of it at which ranks could change; "

@@ -53,7 +53,7 @@ from hf_lora_ext.errors import nearest
 MAIN = "uniform,adalora,eva,anneal,truncate-svd,truncate-whitened,ours"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "planted": {"steps": 700, "batch": 48, "length": 32, "budgets": "2", "scale": 1.0, "held_out_rows": 512,
-                "learning_rates": "2e-3,3.56e-3,6.32e-3", "targets": "all-linear"},
+                "learning_rates": "3.56e-3,6.32e-3,1.12e-2", "targets": "all-linear"},
     "causal": {"steps": 200, "batch": 4, "length": 256, "budgets": "8", "scale": 2.0, "held_out_rows": 256,
                "learning_rates": "1.12e-4,2e-4,3.56e-4,6.32e-4", "targets": "all-linear"},
     "classification": {"steps": 300, "batch": 16, "length": 64, "budgets": "4", "scale": 2.0, "held_out_rows": 1000,

@@ -46,11 +46,14 @@ SUITE = (
         "--also", "uniform@2,adalora@2")),
     Benchmark(name="planted-changes", script="adaptive_rank.py", minutes=75, seeds=(0, 1, 2), arguments=(
         *PLANTED, "--seeds", "0-2",
-        "--methods", "ours,ours-reset,replay,ours-start4,ours-events4,ours-freeze60,ours-input,ours-random")),
-    Benchmark(name="causal", script="adaptive_rank.py", minutes=600, seeds=(0, 1, 2, 3, 4), needs="model", arguments=(
-        "--task", "causal", "--model", "{model}", "--seeds", "0-4", "--budgets", "8", "--out", "{work}")),
-    Benchmark(name="classification", script="adaptive_rank.py", minutes=400, seeds=(0, 1, 2, 3, 4), needs="encoder",
-              arguments=("--task", "classification", "--model", "{encoder}", "--seeds", "0-4", "--budgets", "4",
-                         "--out", "{work}")),
+        "--methods", "ours,ours-reset,replay,ours-start4,ours-events4,ours-freeze80,ours-input,ours-random")),
+    Benchmark(name="causal", script="adaptive_rank.py", minutes=30, seeds=(0, 1, 2), needs="model", arguments=(
+        "--task", "causal", "--model", "{model}", "--whole-text", "--targets", "v_proj", "--length", "64",
+        "--batch", "4", "--steps", "120", "--held-out-rows", "128", "--tune-seeds", "90", "--seeds", "0-2",
+        "--learning-rates", "2e-2", "--methods", "uniform,ours", "--budgets", "1", "--out", "{work}")),
+    Benchmark(name="classification", script="adaptive_rank.py", minutes=15, seeds=(0, 1, 2), needs="encoder",
+              arguments=("--task", "classification", "--model", "{encoder}", "--length", "32", "--held-out-rows", "500",
+                         "--tune-seeds", "90", "--seeds", "0-2", "--learning-rates", "3.56e-3",
+                         "--methods", "uniform,ours", "--budgets", "4", "--out", "{work}")),
 )  # fmt: skip
 """Short ones first, so that a broken evening leaves most of them."""

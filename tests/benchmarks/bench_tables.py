@@ -36,11 +36,8 @@ CARD_METHODS = {
     "ours": "adaptive rank, `anneal`",
     "uniform": "uniform rank 2",
     "adalora": "AdaLoRA of mean rank 2, its scale tuned too",
-    "anneal": "uniform ranks, annealed as ours are",
     "truncate-whitened": "trained wide, cut afterwards by `whitened` worth",
     "truncate-svd": "trained wide, cut afterwards by singular values",
-    "ours-svd": "adaptive rank by `svd`",
-    "shuffled": "its ranks dealt out anew among equal layers",
 }
 CHANGES = {
     "ours": "none",
@@ -48,7 +45,7 @@ CHANGES = {
     "ours-reset": "Adam's state forgotten at each event (`ours-reset`)",
     "ours-start4": "started at 4 times the budget (`ours-start4`)",
     "ours-events4": "4 events (`ours-events4`)",
-    "ours-freeze60": "ranks fixed at 60 % of the run (`ours-freeze60`)",
+    "ours-freeze80": "ranks fixed at 80 % of the run (`ours-freeze80`)",
     "ours-input": "criterion `input` (`ours-input`)",
     "ours-random": "criterion `random` (`ours-random`)",
 }

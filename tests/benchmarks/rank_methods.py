@@ -265,6 +265,7 @@ METHODS: dict[str, Method] = {
     "ours-start12": ours_with("ours, started at 12 times the budget", start_factor=12),
     "ours-events4": ours_with("ours, 4 events", events=4),
     "ours-freeze60": ours_with("ours, ranks fixed at 60 % of the run", last=0.6),
+    "ours-freeze80": ours_with("ours, ranks fixed at 80 % of the run", last=0.8),
     "ours-reset": ours_with("ours, the optimizer forgets what changed", kind=ForgetsMoments),
     "fixed": Method(run=fixed, says="AdaptiveRankCallback, mode='fixed'",
                     modules=RANKS + EVENTS + MOVES),
