@@ -12,8 +12,8 @@ code and library versions included, so a broken run goes on where it stopped and
 processes may share `--out` with different seeds; then run all seeds once more for the table. Written: `table.md`,
 `results.json`, `plot.png`.
 
-Expected time on one quiet core: planted, 2 to 3 minutes a cell of 700 steps; a method has 3 rates x 2 tuning seeds + 5
-seeds = 11 cells by default. Classification with an encoder of 22M parameters, about 5 minutes a cell of 300 steps.
+Expected time on one quiet core: planted, 2 to 3 minutes a cell of 700 steps; a method has 4 rates x 2 tuning seeds + 5
+seeds = 13 cells by default. Classification with an encoder of 22M parameters, about 5 minutes a cell of 300 steps.
 
 The tasks:
 - planted: a random 4-layer Llama must become a copy with updates of known low rank added (`planted.py`).
@@ -53,7 +53,7 @@ from hf_lora_ext.errors import nearest
 MAIN = "uniform,adalora,eva,anneal,truncate-svd,truncate-whitened,ours"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "planted": {"steps": 700, "batch": 48, "length": 32, "budgets": "2", "scale": 1.0, "held_out_rows": 512,
-                "learning_rates": "3.56e-3,6.32e-3,1.12e-2", "targets": "all-linear"},
+                "learning_rates": "2e-3,3.56e-3,6.32e-3,1.12e-2", "targets": "all-linear"},
     "causal": {"steps": 200, "batch": 4, "length": 256, "budgets": "8", "scale": 2.0, "held_out_rows": 256,
                "learning_rates": "1.12e-4,2e-4,3.56e-4,6.32e-4", "targets": "all-linear"},
     "classification": {"steps": 300, "batch": 16, "length": 64, "budgets": "4", "scale": 2.0, "held_out_rows": 1000,
