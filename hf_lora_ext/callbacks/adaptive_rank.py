@@ -51,10 +51,10 @@ class AdaptiveRankCallback(TrainerCallback):
 
     Works in SFTTrainer, the other TRL trainers and plain Trainer. Give it to the trainer's constructor, so that the
     adapter is widened before the optimizer is made. What is saved is an ordinary LoRA adapter with a rank for each
-    layer; layers of rank 0 are not in it. Each layer keeps its alpha, so that a learning rate for the adapter as it
-    was given need not be lowered for the wide start. In mode `anneal` the adapter starts wide and shrinks to the budget. In mode
-    `fixed` it never is over the budget: the directions that pay least leave, and new ones grow in layers, embeddings
-    apart, where more can be won.
+    layer; layers of rank 0 are not in it. Each layer keeps its alpha, so that a learning rate for the adapter as it was
+    given need not be lowered for the wide start. In mode `anneal` the adapter starts wide and shrinks to the budget. In
+    mode `fixed` it never is over the budget: the directions that pay least leave, and new ones grow in layers,
+    embeddings apart, where more can be won.
 
     Example::
 
